@@ -1,0 +1,172 @@
+"""The deployable bundle: a folder that carries all that inference needs.
+
+```
+bundle/
+  bundle.json     what this is: classes, counts, groups, preprocessing, hashes, figures
+  model.onnx      uint8 (B, H, W, 3) -> logits, cls_logits, distillation_logits, each (B, C)
+  golden.npz      a few real images with the logits torch gives for them
+  metrics.json    accuracy per head and group;  per_class.csv  accuracy per class
+  README.md       model card
+```
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from deitlt.errors import BundleError
+from deitlt.files import file_sha256, new_folder, write_json
+from deitlt.longtail import Groups, all_groups
+from deitlt.preprocess import PreprocessSpec
+
+SCHEMA_VERSION = 1
+MANIFEST = "bundle.json"
+MODEL = "model.onnx"
+GOLDEN = "golden.npz"
+INPUT = "images"
+OUTPUTS = ("logits", "cls_logits", "distillation_logits")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk.
+
+    Attributes:
+        path: its folder.
+        name: what the model is called in answers and logs.
+        version: the first twelve digits of the manifest's hash: another content, another version.
+        classes: class names, `C` of them.
+        train_counts: training images of each class.
+        preprocess: how an image becomes the model's input.
+        manifest: the whole of bundle.json.
+    """
+
+    path: Path
+    name: str
+    version: str
+    classes: list[str]
+    train_counts: list[int]
+    preprocess: PreprocessSpec
+    manifest: dict[str, Any]
+
+    @property
+    def model_path(self) -> Path:
+        """The ONNX graph."""
+        return self.path / MODEL
+
+    def groups(self) -> Groups:
+        """Class indices of head / mid / tail and many / medium / few."""
+        return all_groups(self.train_counts)
+
+    def describe(self) -> str:
+        """A few lines for people: what is inside and what it achieved."""
+        lines = [
+            f"{self.name} (version {self.version}) in {self.path}",
+            f"  {len(self.classes)} classes, {min(self.train_counts)} to "
+            f"{max(self.train_counts)} training images each; {self.preprocess.img_size} px input",
+        ]
+        for name, entry in self.manifest["files"].items():
+            lines.append(f"  {name:<14} {entry['bytes']:>12,} bytes  sha256 {entry['sha256']}")
+        parity = self.manifest["parity"]
+        lines.append(
+            f"  against torch on {parity['num_images']} images: max |logit difference| "
+            f"{parity['max_abs_diff']:.1e}, same top-1 {parity['same_top1']}"
+        )
+        return "\n".join(lines)
+
+
+def default_bundle() -> Path:
+    """The small trained bundle that comes with the package."""
+    return Path(str(files("deitlt") / "bundles" / "digits"))
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """The bundle in a folder, every file checked against its hash.
+
+    Raises:
+        BundleError: missing, damaged or changed since it was written; the text names the file.
+    """
+    root = Path(path)
+    manifest_path = root / MANIFEST
+    if not manifest_path.is_file():
+        raise BundleError(f"{root}: not a bundle, there is no {MANIFEST} in it")
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        stated_hash, version = manifest["sha256"], manifest["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{manifest_path}: damaged, it is not a bundle manifest") from error
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{manifest_path}: schema version {version}, this program reads {SCHEMA_VERSION}; "
+            "export the bundle again or install the matching version"
+        )
+    if _manifest_hash(manifest) != stated_hash:
+        raise BundleError(f"{manifest_path}: changed since it was written; export the bundle again")
+    for name, entry in manifest["files"].items():
+        file = root / name
+        if not file.is_file():
+            raise BundleError(f"{file}: missing from the bundle; copy or export it again")
+        if file_sha256(file) != entry["sha256"]:
+            raise BundleError(f"{file}: changed since it was written; export the bundle again")
+    return Bundle(
+        path=root,
+        name=manifest["name"],
+        version=stated_hash[:12],
+        classes=manifest["classes"],
+        train_counts=manifest["train_counts"],
+        preprocess=PreprocessSpec.from_dict(manifest["preprocess"]),
+        manifest=manifest,
+    )
+
+
+def write_bundle(
+    path: str | Path, fill: Callable[[Path], dict[str, Any]], *, overwrite: bool = False
+) -> Bundle:
+    """Write a bundle: complete under its name, or not there at all.
+
+    Args:
+        path: the folder to make; it must not exist, be empty, or be a bundle with `overwrite`.
+        fill: writes every file but bundle.json into the folder it is given, and returns the fields
+            of bundle.json but `schema_version`, `files` and `sha256`.
+        overwrite: replace a bundle that stands there.
+
+    Raises:
+        BundleError: `path` is taken.
+    """
+    root = Path(path)
+    check_free(root, overwrite=overwrite)
+    with new_folder(root, overwrite=overwrite) as folder:
+        manifest = fill(folder)
+        entries = {
+            file.name: {"sha256": file_sha256(file), "bytes": file.stat().st_size}
+            for file in sorted(folder.iterdir())
+        }
+        complete = {"schema_version": SCHEMA_VERSION, **manifest, "files": entries}
+        write_json(folder / MANIFEST, {**complete, "sha256": _manifest_hash(complete)})
+    return open_bundle(root)
+
+
+def check_free(root: Path, *, overwrite: bool) -> None:
+    """Refuse a bundle folder that holds something else, before any work is done.
+
+    Raises:
+        BundleError: `root` is a file, holds a bundle and `overwrite` is off, or holds other files.
+    """
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise BundleError(f"{root}: is a file; name a folder for the bundle")
+    if (root / MANIFEST).is_file():
+        if not overwrite:
+            raise BundleError(f"{root}: holds a bundle already; pass --overwrite to replace it")
+    elif any(root.iterdir()):
+        raise BundleError(f"{root}: holds other files; name an empty or new folder")
+
+
+def _manifest_hash(manifest: dict[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,172 @@
+"""Accuracy of a long-tailed classifier: overall, balanced, per group and per class, with intervals.
+
+Legend: `N` images, `C` classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deitlt.longtail import all_groups
+
+Interval = tuple[float, float]
+
+Z_95 = 1.959963984540054
+POSTERIOR_DRAWS = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """A share of right answers in [0, 1] with its 95 % interval and the images it rests on."""
+
+    value: float | None
+    interval: Interval | None
+    num_images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one head achieves on one labelled set; every share is in [0, 1].
+
+    Attributes:
+        overall: share of all images that are right (Wilson interval).
+        balanced: mean recall over the classes present in the labels (scikit-learn's rule).
+        macro_f1: mean F1 over the same classes.
+        groups: mean recall of the classes of a group, for both groupings (`longtail`).
+        per_class: recall of each class, `C` entries (Wilson interval).
+        ece: expected calibration error of the top-1 probability, 15 bins of equal width.
+    """
+
+    overall: Accuracy
+    balanced: Accuracy
+    macro_f1: float
+    groups: dict[str, Accuracy]
+    per_class: list[Accuracy]
+    ece: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON types."""
+        return asdict(self)
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Probabilities over the last axis, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    exponentials = np.exp(shifted)
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def confusion_matrix(
+    labels: ArrayLike, predicted: ArrayLike, num_classes: int
+) -> NDArray[np.int64]:
+    """Image counts `(C, C)`, rows the true class, columns the predicted one."""
+    cells = np.asarray(labels, dtype=np.int64) * num_classes + np.asarray(predicted, dtype=np.int64)
+    counts = np.bincount(cells, minlength=num_classes * num_classes)
+    return counts.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """Wilson's 95 % score interval of a proportion; `trials` must be positive."""
+    share = successes / trials
+    z2 = Z_95 * Z_95
+    centre = share + z2 / (2 * trials)
+    margin = Z_95 * sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
+    scale = 1 + z2 / trials
+    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
+
+
+def mean_recall(hits: NDArray[np.int64], totals: NDArray[np.int64]) -> Accuracy:
+    """Mean recall over the classes that have images, with a 95 % interval.
+
+    The interval is that of the mean of the classes' Jeffreys posteriors,
+    Beta(k + 1/2, n - k + 1/2), by simulation with a fixed seed. It stays honest where a tail class has a handful of images and
+    all are right, which a bootstrap would call certain.
+    """
+    present = totals > 0
+    hits, totals = hits[present], totals[present]
+    if not len(totals):
+        return Accuracy(None, None, 0)
+    generator = np.random.default_rng(0)
+    draws = generator.beta(
+        hits + 0.5, totals - hits + 0.5, size=(POSTERIOR_DRAWS, len(totals))
+    ).mean(axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Accuracy(float((hits / totals).mean()), (float(low), float(high)), int(totals.sum()))
+
+
+def expected_calibration_error(
+    confidence: NDArray[np.float64], correct: NDArray[np.bool_], num_bins: int = 15
+) -> float:
+    """Mean gap between confidence and accuracy, weighted by bin size (Guo et al. 2017)."""
+    bins = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
+    size = np.bincount(bins, minlength=num_bins)
+    gap = np.abs(
+        np.bincount(bins, weights=confidence, minlength=num_bins)
+        - np.bincount(bins, weights=correct.astype(np.float64), minlength=num_bins)
+    )
+    return float(gap.sum() / size.sum())
+
+
+def report(labels: ArrayLike, logits: NDArray[Any], train_counts: Sequence[int]) -> Report:
+    """All figures for one head.
+
+    Args:
+        labels: true classes, `(N,)`.
+        logits: scores, `(N, C)`; ties go to the lower class index.
+        train_counts: training images of each class, `(C,)`; they define the groups.
+    """
+    label_array = np.asarray(labels, dtype=np.int64)
+    num_images, num_classes = logits.shape
+    assert num_images == len(label_array) > 0
+    assert num_classes == len(train_counts)
+    predicted = logits.argmax(axis=1)
+    confusion = confusion_matrix(label_array, predicted, num_classes)
+    hits, totals, answers = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    present = totals > 0
+    f1 = 2 * hits[present] / np.maximum(totals[present] + answers[present], 1)
+    return Report(
+        overall=_share(int(hits.sum()), num_images),
+        balanced=mean_recall(hits, totals),
+        macro_f1=float(f1.mean()),
+        groups={
+            name: mean_recall(hits[classes], totals[classes])
+            for name, classes in all_groups(train_counts).items()
+        },
+        per_class=[_share(int(k), int(n)) for k, n in zip(hits, totals, strict=True)],
+        ece=expected_calibration_error(softmax(logits).max(axis=1), predicted == label_array),
+    )
+
+
+def format_table(reports: dict[str, Report]) -> str:
+    """A table in %, one line a head: overall, both groupings, the mean of head, mid and tail."""
+    columns = ("overall", "head", "mid", "tail", "h/m/t mean", "many", "medium", "few")
+    lines = [f"{'':<10}" + "".join(f"{name:>12}" for name in columns)]
+    for head, figures in reports.items():
+        groups = figures.groups
+        values = [
+            figures.overall.value,
+            *(groups[name].value for name in ("head", "mid", "tail")),
+            mean_of_groups(figures),
+            *(groups[name].value for name in ("many", "medium", "few")),
+        ]
+        cells = ("-" if value is None else f"{100 * value:.1f}" for value in values)
+        lines.append(f"{head:<10}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines)
+
+
+def mean_of_groups(figures: Report) -> float | None:
+    """Mean of head, mid and tail accuracy, each group counting the same; None without images."""
+    values = [figures.groups[name].value for name in ("head", "mid", "tail")]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _share(successes: int, trials: int) -> Accuracy:
+    if not trials:
+        return Accuracy(None, None, 0)
+    return Accuracy(successes / trials, wilson_interval(successes, trials), trials)

@@ -1,0 +1,209 @@
+"""From untrusted image bytes to the pixels a model takes: hardened decoding, resize, crop.
+
+The only implementation: training-time evaluation, export, batch prediction and the service call it.
+Pixels leave here as `uint8` RGB, `(img_size, img_size, 3)`; mean and standard deviation are folded
+into the exported graph, and only torch-side code needs `normalise`.
+"""
+
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from deitlt.errors import DecodeFailed, ImageTooLarge, OpenFailed, UnsupportedImage
+
+Pixels = NDArray[np.uint8]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+MAX_PIXELS = 50_000_000
+# A strip longer than this (long side over short side) is cut before it is resized: resizing by the
+# short side would blow a 1 x 1,000,000 px image up to gigabytes.
+MAX_ASPECT = 16
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2023, 0.1994, 0.2010)
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessSpec:
+    """How an image becomes a model's input.
+
+    Attributes:
+        img_size: side of the square input, px.
+        crop_pct: share of the resized short side that the centre crop keeps; 0.875 resizes to 256
+            and crops 224.
+        mean: per-channel mean on the [0, 1] scale.
+        std: per-channel standard deviation on the [0, 1] scale.
+    """
+
+    img_size: int
+    crop_pct: float = 1.0
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain JSON types, with what is fixed in code stated beside it."""
+        return {
+            **asdict(self),
+            "interpolation": "bicubic",
+            "colour_order": "RGB",
+            "exif_orientation": "applied",
+            "alpha": "composited on white",
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "PreprocessSpec":
+        """The spec that `to_dict` wrote."""
+        return cls(
+            img_size=int(fields["img_size"]),
+            crop_pct=float(fields["crop_pct"]),
+            mean=_three(fields["mean"]),
+            std=_three(fields["std"]),
+        )
+
+
+def decode(
+    source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None
+) -> Image.Image:
+    """The image as 8-bit RGB, upright.
+
+    EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to
+    8 bits, of an animation the first frame is taken. The pixel limit is checked on the header,
+    before any pixel is decoded.
+
+    Args:
+        source: encoded bytes, or the path of a file.
+        max_pixels: largest width times height.
+        max_bytes: largest encoded size; no limit by default.
+
+    Raises:
+        OpenFailed: the file cannot be read.
+        UnsupportedImage: not one of `FORMATS`.
+        DecodeFailed: damaged, or a pixel type without a meaning as a picture (float).
+        ImageTooLarge: over `max_pixels` or `max_bytes`.
+    """
+    data = source if isinstance(source, bytes) else _read(source, max_bytes)
+    if max_bytes is not None and len(data) > max_bytes:
+        raise ImageTooLarge(f"the image has {len(data)} bytes; at most {max_bytes} are accepted")
+    if not data:
+        raise DecodeFailed("the image is empty (0 bytes)")
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        accepted = ", ".join(FORMATS)
+        raise UnsupportedImage(f"not an image this program reads ({accepted})") from error
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(f"more than {max_pixels} pixels; resize the image first") from error
+    except Exception as error:  # hostile headers raise whatever they like inside Pillow
+        raise DecodeFailed(f"the image header is damaged ({_reason(error)})") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLarge(
+            f"the image has {width} x {height} pixels; at most {max_pixels} are accepted"
+        )
+    try:
+        image.load()
+        return _to_rgb(_upright(image))
+    except DecodeFailed:
+        raise
+    except Exception as error:  # damaged data raises OSError, SyntaxError, struct.error, zlib.error
+        raise DecodeFailed(f"the image is damaged ({_reason(error)})") from error
+
+
+def resize_crop(image: Image.Image, spec: PreprocessSpec) -> Pixels:
+    """The centre of an RGB image, `(img_size, img_size, 3)` uint8.
+
+    Bicubic resize of the short side to `floor(img_size / crop_pct)`, then a centre crop: timm's
+    evaluation transform, pixel for pixel, for images up to 16 times as long as wide.
+    """
+    image = _cut_strip(image)
+    width, height = image.size
+    short = int(spec.img_size / spec.crop_pct)
+    if width <= height:
+        size = (short, int(short * height / width))
+    else:
+        size = (int(short * width / height), short)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    left = round((size[0] - spec.img_size) / 2.0)
+    top = round((size[1] - spec.img_size) / 2.0)
+    image = image.crop((left, top, left + spec.img_size, top + spec.img_size))
+    return np.asarray(image, dtype=np.uint8)
+
+
+def load_pixels(
+    source: bytes | str | Path,
+    spec: PreprocessSpec,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int | None = None,
+) -> Pixels:
+    """`decode` then `resize_crop`; raises what `decode` raises."""
+    return resize_crop(decode(source, max_pixels=max_pixels, max_bytes=max_bytes), spec)
+
+
+def normalise(pixels: Pixels, spec: PreprocessSpec) -> NDArray[np.float32]:
+    """`(B, H, W, 3)` uint8 to the `(B, 3, H, W)` float32 input of the un-fused torch model."""
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    mean, std = (np.array(channel, dtype=np.float32) for channel in (spec.mean, spec.std))
+    standard = (scaled - mean) / std
+    return np.ascontiguousarray(standard.transpose(0, 3, 1, 2), dtype=np.float32)
+
+
+def _read(path: str | Path, max_bytes: int | None) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read() if max_bytes is None else file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        raise OpenFailed(f"{path}: cannot be read ({_reason(error)})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block must not cost a good picture; it has no orientation
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey ("I;16..."), or 32-bit holding 16-bit values
+        grey = np.asarray(image).astype(np.int64)
+        if grey.max(initial=0) > 255:
+            grey >>= 8
+        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise DecodeFailed("floating-point pixels have no defined brightness; save it as 8 bits")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _cut_strip(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    longest = MAX_ASPECT * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    new_width, new_height = min(width, longest), min(height, longest)
+    left, top = (width - new_width) // 2, (height - new_height) // 2
+    return image.crop((left, top, left + new_width, top + new_height))
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:160] or type(error).__name__
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

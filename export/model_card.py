@@ -1,0 +1,62 @@
+"""The README.md of a bundle: what the model is, how good it is, and what it must not be asked."""
+
+from typing import Any
+
+from deitlt.metrics import Report, format_table
+from export.parity import Parity
+
+# Below this many images a class's accuracy has an interval too wide to claim anything.
+MIN_TEST_IMAGES = 5
+
+
+def model_card(manifest: dict[str, Any], reports: dict[str, Report], parity: Parity) -> str:
+    """Markdown with a Hugging Face header.
+
+    Args:
+        manifest: fields of bundle.json known before the files are written.
+        reports: figures of the heads `average`, `cls` and `dist` on the verification images.
+        parity: how close the graph is to torch.
+    """
+    counts, classes = manifest["train_counts"], manifest["classes"]
+    average = reports["average"]
+    low, high = average.overall.interval or (0.0, 1.0)
+    weak = [classes[i] for i, c in enumerate(average.per_class) if c.num_images < MIN_TEST_IMAGES]
+    lines = [
+        "---",
+        "pipeline_tag: image-classification",
+        "tags: [long-tailed, deit-lt, onnx]",
+        "---",
+        f"# {manifest['name']}",
+        "",
+        f"A DeiT-LT student ({manifest['architecture']['size']}, "
+        f"{manifest['preprocess']['img_size']} px) for {len(classes)} classes, trained on "
+        f"{min(counts)} to {max(counts)} images a class, recipe `{manifest['recipe']['name']}`.",
+        "CLS is the head expert, DIST the tail expert; `logits` is the mean of both.",
+        "",
+        f"## Accuracy on {average.overall.num_images} labelled images (%)",
+        "```",
+        format_table(reports),
+        "```",
+        f"Average, overall: 95 % interval {100 * low:.1f} to {100 * high:.1f}. Head / mid / tail "
+        "are ranks of training count cut as in the paper; many / medium / few are over 100, 20 to "
+        "100, and under 20 training images. The two groupings are not comparable.",
+        "",
+        f"Expected calibration error of the average: {average.ece:.3f} (not calibrated).",
+        "",
+        "## Training images a class",
+        ", ".join(f"{name}: {count}" for name, count in zip(classes, counts, strict=True)),
+        "",
+        "## Checks",
+        f"ONNX against torch on {parity.num_images} real images, batch sizes "
+        f"{', '.join(map(str, parity.batch_sizes))}: max |logit difference| "
+        f"{parity.max_abs_diff:.1e}, same top-1 {100 * parity.same_top1:.1f} %.",
+        "",
+        "## Known limits",
+        "Answers one of its classes for any picture, also for one of none of them.",
+    ]
+    if weak:
+        lines.append(
+            f"{len(weak)} of {len(classes)} classes had fewer than {MIN_TEST_IMAGES} images to "
+            f"verify on; nothing can be claimed for them: {', '.join(weak[:20])}."
+        )
+    return "\n".join(lines) + "\n"
