@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deitlt.errors import BundleError
-from deitlt.files import file_sha256, new_folder, write_json
+from deitlt.files import file_sha256, json_text, new_folder, write_json
 from deitlt.longtail import Groups, all_groups
 from deitlt.preprocess import PreprocessSpec
 
@@ -95,7 +95,8 @@ def open_bundle(path: str | Path) -> Bundle:
     if not manifest_path.is_file():
         raise BundleError(f"{root}: not a bundle, there is no {MANIFEST} in it")
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        text = manifest_path.read_bytes().decode()
+        manifest = json.loads(text)
         stated_hash, version = manifest["sha256"], manifest["schema_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{manifest_path}: damaged, it is not a bundle manifest") from error
@@ -104,7 +105,8 @@ def open_bundle(path: str | Path) -> Bundle:
             f"{manifest_path}: schema version {version}, this program reads {SCHEMA_VERSION}; "
             "export the bundle again or install the matching version"
         )
-    if _manifest_hash(manifest) != stated_hash:
+    # The hash is over the content; what is written the same way again has no other byte either.
+    if _manifest_hash(manifest) != stated_hash or json_text(manifest) != text:
         raise BundleError(f"{manifest_path}: changed since it was written; export the bundle again")
     for name, entry in manifest["files"].items():
         file = root / name
@@ -137,7 +139,7 @@ def write_bundle(
     Raises:
         BundleError: `path` is taken.
     """
-    root = Path(path)
+    root = Path(path).resolve()  # "." has no name to build a temporary one from
     check_free(root, overwrite=overwrite)
     with new_folder(root, overwrite=overwrite) as folder:
         manifest = fill(folder)

@@ -12,7 +12,7 @@ from PIL import Image
 from deitlt.bundle import Bundle, default_bundle, open_bundle
 from deitlt.errors import DecodeFailed, ImageError, UsageError
 from deitlt.metrics import softmax
-from deitlt.preprocess import MAX_PIXELS, Pixels, decode, resize_crop
+from deitlt.preprocess import MAX_PIXELS, Pixels, decode, resize_crop, to_rgb
 from deitlt.runtimes import Device, Logits, OnnxRuntime, Runtime
 
 ImageLike = bytes | str | Path | Image.Image | NDArray[Any]
@@ -116,7 +116,7 @@ class Classifier:
 
         Raises:
             ImageError: of the first image that cannot be classified; `predict_each` goes on.
-            UsageError: an option is out of range.
+            UsageError: an option is out of range, or `images` is one image instead of a list.
         """
         results = self.predict_each(images, Options(top_k, experts, blend))
         for result in results:
@@ -128,6 +128,8 @@ class Classifier:
         self, images: Sequence[ImageLike], options: Options = Options()
     ) -> list[Prediction | ImageError]:
         """One prediction or error an image, in order: a bad image fails alone."""
+        if isinstance(images, (bytes, str, Path, Image.Image)):
+            raise UsageError("predict takes a list of images; for one image pass [image]")
         results: list[Prediction | ImageError] = []
         for start in range(0, len(images), MAX_BATCH):
             results.extend(self._predict_batch(images[start : start + MAX_BATCH], options))
@@ -182,12 +184,14 @@ class Classifier:
 
     def _to_rgb(self, image: ImageLike) -> Image.Image:
         if isinstance(image, Image.Image):
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return to_rgb(image, max_pixels=self.max_pixels)
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise DecodeFailed(
                     f"an array must be uint8 of shape (H, W, 3), not {image.dtype} {image.shape}"
                 )
+            if image.size == 0:
+                raise DecodeFailed(f"the array has no pixels, its shape is {image.shape}")
             return Image.fromarray(image)
         return decode(image, max_pixels=self.max_pixels)
 

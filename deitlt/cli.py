@@ -3,8 +3,10 @@
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -37,9 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that answers wrong use with one line instead of the whole usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="deitlt", description=main.__doc__)
-    parser.description = "Long-tailed image classification with a DeiT-LT bundle."
+    parser = OneLineParser(
+        prog="deitlt", description="Long-tailed image classification with a DeiT-LT bundle."
+    )
     parser.add_argument("--version", action="version", version=f"deitlt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -73,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    # What Pillow warns of is decoded all the same or gets an error in its row; it names no file.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     options = Options(arguments.topk, arguments.experts, arguments.blend)
     check_output(arguments.output, overwrite=arguments.overwrite)
     sources = find_sources(arguments.inputs)

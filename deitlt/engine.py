@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import BoundedSemaphore
 
 from deitlt.classifier import Classifier, ImageLike, Options, Prediction
-from deitlt.errors import DeadlineExceeded, EngineClosed, ImageError, Overloaded
+from deitlt.errors import DeadlineExceeded, EngineClosed, ImageError, Overloaded, UsageError
 
 
 class Engine:
@@ -26,9 +26,16 @@ class Engine:
             classifier: load it with `num_threads=1`, as the workers fill the cores.
             num_workers: images in work at once; the number of usable cores by default.
             queue_size: images that may wait beyond those in work.
+
+        Raises:
+            UsageError: fewer than one worker or a negative queue.
         """
         self.classifier = classifier
-        self.num_workers = num_workers or usable_cores()
+        self.num_workers = usable_cores() if num_workers is None else num_workers
+        if self.num_workers < 1:
+            raise UsageError(f"{self.num_workers} workers; at least 1 is needed")
+        if queue_size < 0:
+            raise UsageError(f"queue size {queue_size} is negative")
         self.capacity = self.num_workers + queue_size
         self._slots = BoundedSemaphore(self.capacity)
         self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="deitlt-engine")

@@ -30,7 +30,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Atomic, indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 @contextmanager
@@ -45,7 +50,7 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     temporary.chmod(0o755)
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in [*temporary.iterdir(), temporary]:
             _sync(file)
         old = path.with_name(f".{path.name}.old")
         if overwrite and path.exists():
@@ -54,6 +59,7 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         elif path.exists():
             path.rmdir()  # an empty folder made by the user; anything else is an error here
         temporary.rename(path)
+        _sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

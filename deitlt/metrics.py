@@ -3,6 +3,8 @@
 Legend: `N` images, `C` classes.
 """
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
@@ -11,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deitlt.longtail import all_groups
+from deitlt.longtail import all_groups, head_mid_tail
 
 Interval = tuple[float, float]
 
 Z_95 = 1.959963984540054
-POSTERIOR_DRAWS = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,8 @@ def confusion_matrix(
     return counts.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def wilson_interval(successes: int, trials: int) -> Interval:
-    """Wilson's 95 % score interval of a proportion; `trials` must be positive."""
-    share = successes / trials
+def wilson_interval(share: float, trials: float) -> Interval:
+    """Wilson's 95 % score interval of a share of `trials`, which must be positive."""
     z2 = Z_95 * Z_95
     centre = share + z2 / (2 * trials)
     margin = Z_95 * sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
@@ -83,20 +83,20 @@ def wilson_interval(successes: int, trials: int) -> Interval:
 def mean_recall(hits: NDArray[np.int64], totals: NDArray[np.int64]) -> Accuracy:
     """Mean recall over the classes that have images, with a 95 % interval.
 
-    The interval is that of the mean of the classes' Jeffreys posteriors,
-    Beta(k + 1/2, n - k + 1/2), by simulation with a fixed seed. It stays honest where a tail class has a handful of images and
-    all are right, which a bootstrap would call certain.
+    Wilson's interval at the effective number of images, m (1 - m) / variance of the mean (Korn and
+    Graubard 1998, for survey shares), where every class's recall is taken as (k + 2) / (n + 4)
+    (Agresti and Coull 1998), m being their mean. So it stays honest where a tail class has a
+    handful of images and all are right, which a bootstrap would call certain.
     """
     present = totals > 0
     hits, totals = hits[present], totals[present]
     if not len(totals):
         return Accuracy(None, None, 0)
-    generator = np.random.default_rng(0)
-    draws = generator.beta(
-        hits + 0.5, totals - hits + 0.5, size=(POSTERIOR_DRAWS, len(totals))
-    ).mean(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Accuracy(float((hits / totals).mean()), (float(low), float(high)), int(totals.sum()))
+    recall = (hits + 2) / (totals + 4)
+    variance = float((recall * (1 - recall) / totals).sum()) / len(totals) ** 2
+    effective = float(recall.mean() * (1 - recall.mean())) / variance
+    value = float((hits / totals).mean())
+    return Accuracy(value, wilson_interval(value, effective), int(totals.sum()))
 
 
 def expected_calibration_error(
@@ -159,6 +159,23 @@ def format_table(reports: dict[str, Report]) -> str:
     return "\n".join(lines)
 
 
+def per_class_csv(
+    classes: Sequence[str], train_counts: Sequence[int], reports: dict[str, Report]
+) -> str:
+    """A CSV with one row a class: training images, group, images judged on, recall of each head."""
+    groups = head_mid_tail(train_counts)
+    group_of = {index: name for name, members in groups.items() for index in members}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "label", "train_images", "group", "images", *reports])
+    for index, label in enumerate(classes):
+        recalls = [figures.per_class[index] for figures in reports.values()]
+        cells = ["" if recall.value is None else f"{recall.value:.4f}" for recall in recalls]
+        row = [index, label, train_counts[index], group_of[index], recalls[0].num_images]
+        writer.writerow([*row, *cells])
+    return text.getvalue()
+
+
 def mean_of_groups(figures: Report) -> float | None:
     """Mean of head, mid and tail accuracy, each group counting the same; None without images."""
     values = [figures.groups[name].value for name in ("head", "mid", "tail")]
@@ -169,4 +186,5 @@ def mean_of_groups(figures: Report) -> float | None:
 def _share(successes: int, trials: int) -> Accuracy:
     if not trials:
         return Accuracy(None, None, 0)
-    return Accuracy(successes / trials, wilson_interval(successes, trials), trials)
+    share = successes / trials
+    return Accuracy(share, wilson_interval(share, trials), trials)

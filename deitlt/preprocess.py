@@ -5,6 +5,9 @@ Pixels leave here as `uint8` RGB, `(img_size, img_size, 3)`; mean and standard d
 into the exported graph, and only torch-side code needs `normalise`.
 """
 
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from deitlt.errors import DecodeFailed, ImageTooLarge, OpenFailed, UnsupportedImage
+from deitlt.errors import DecodeFailed, ImageError, ImageTooLarge, OpenFailed, UnsupportedImage
 
 Pixels = NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+# How files of these formats begin: what begins so and cannot be opened is damaged, not foreign.
+SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|BM|GIF8|II\*\x00|MM\x00\*", re.DOTALL)
 MAX_PIXELS = 50_000_000
 # A strip longer than this (long side over short side) is cut before it is resized: resizing by the
 # short side would blow a 1 x 1,000,000 px image up to gigabytes.
@@ -80,7 +85,7 @@ def decode(
 
     Args:
         source: encoded bytes, or the path of a file.
-        max_pixels: largest width times height.
+        max_pixels: largest width times height; Pillow itself refuses more than 178 million.
         max_bytes: largest encoded size; no limit by default.
 
     Raises:
@@ -91,26 +96,40 @@ def decode(
     """
     data = source if isinstance(source, bytes) else _read(source, max_bytes)
     if max_bytes is not None and len(data) > max_bytes:
-        raise ImageTooLarge(f"the image has {len(data)} bytes; at most {max_bytes} are accepted")
+        raise ImageTooLarge(f"the image has more than {max_bytes} bytes, the most accepted")
     if not data:
         raise DecodeFailed("the image is empty (0 bytes)")
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
+        if SIGNATURE.match(data):
+            raise DecodeFailed("the image header is damaged") from error
         accepted = ", ".join(FORMATS)
         raise UnsupportedImage(f"not an image this program reads ({accepted})") from error
-    except Image.DecompressionBombError as error:
-        raise ImageTooLarge(f"more than {max_pixels} pixels; resize the image first") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLarge(f"the image has too many pixels ({_reason(error)})") from error
     except Exception as error:  # hostile headers raise whatever they like inside Pillow
         raise DecodeFailed(f"the image header is damaged ({_reason(error)})") from error
+    return to_rgb(image, max_pixels=max_pixels)
+
+
+def to_rgb(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An opened image as 8-bit RGB, upright: the half of `decode` that follows the header.
+
+    Raises:
+        DecodeFailed: damaged, without pixels, or of a pixel type without a meaning as a picture.
+        ImageTooLarge: over `max_pixels`.
+    """
     width, height = image.size
     if width * height > max_pixels:
         raise ImageTooLarge(
             f"the image has {width} x {height} pixels; at most {max_pixels} are accepted"
         )
+    if width * height == 0:
+        raise DecodeFailed(f"the image has {width} x {height} pixels")
     try:
         image.load()
-        return _to_rgb(_upright(image))
+        return _flatten(_upright(image))
     except DecodeFailed:
         raise
     except Exception as error:  # damaged data raises OSError, SyntaxError, struct.error, zlib.error
@@ -149,6 +168,27 @@ def load_pixels(
     return resize_crop(decode(source, max_pixels=max_pixels, max_bytes=max_bytes), spec)
 
 
+def load_batches(paths: Sequence[Path], spec: PreprocessSpec, batch_size: int) -> Iterator[Pixels]:
+    """Preprocessed `(B, img_size, img_size, 3)` batches of image files, decoded on all cores.
+
+    Raises:
+        ImageError: of the first file that cannot be decoded; the text names the file.
+    """
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), batch_size):
+            files = paths[start : start + batch_size]
+            yield np.stack(list(pool.map(lambda file: resize_crop(decode_file(file), spec), files)))
+
+
+def decode_file(path: Path) -> Image.Image:
+    """`decode` for labelled data, whose errors must name the file."""
+    try:
+        return decode(path)
+    except ImageError as error:
+        text = str(error)
+        raise type(error)(text if str(path) in text else f"{path}: {text}") from error
+
+
 def normalise(pixels: Pixels, spec: PreprocessSpec) -> NDArray[np.float32]:
     """`(B, H, W, 3)` uint8 to the `(B, 3, H, W)` float32 input of the un-fused torch model."""
     scaled = pixels.astype(np.float32) / np.float32(255)
@@ -172,8 +212,8 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+def _flatten(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey ("I;16..."), or 32-bit holding 16-bit values
         grey = np.asarray(image).astype(np.int64)

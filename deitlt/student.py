@@ -86,9 +86,9 @@ def load_student(path: str | Path) -> tuple[DeiTLT, Card]:
         CheckpointError: missing, damaged, or not a student.
     """
     tensors, card = load_weights(Path(path), "student")
-    model = DeiTLT(StudentConfig(**card.architecture))
     try:
+        model = DeiTLT(StudentConfig(**card.architecture))
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: its tensors do not fit its own card") from error
     return model.eval(), card

@@ -67,8 +67,12 @@ def load_weights(path: Path, kind: Kind) -> tuple[Tensors, Card]:
     tensors, fields = load_tensors(file)
     if fields.get("kind") != kind:
         raise CheckpointError(f"{file}: holds a {fields.get('kind', 'resume state')}, not a {kind}")
-    fields["preprocess"] = PreprocessSpec.from_dict(fields["preprocess"])
-    return tensors, Card(**fields)
+    try:
+        fields["preprocess"] = PreprocessSpec.from_dict(fields["preprocess"])
+        card = Card(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: its card was written by another version") from error
+    return tensors, card
 
 
 def save_tensors(path: Path, tensors: Tensors, fields: dict[str, Any]) -> None:

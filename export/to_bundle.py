@@ -1,12 +1,8 @@
 """`python -m export.to_bundle RUN --output BUNDLE --data VAL`: a verified, deployable bundle."""
 
-import argparse
-import csv
-import io
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,13 +13,14 @@ from tqdm import tqdm
 
 from deitlt import __version__
 from deitlt.bundle import GOLDEN, MODEL, OUTPUTS, Bundle, check_free, write_bundle
+from deitlt.cli import OneLineParser
 from deitlt.errors import DataError, DeitLTError
-from deitlt.files import write_json
+from deitlt.files import write_json, write_text
 from deitlt.golden import write_golden
 from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.longtail import IntArray, all_groups
-from deitlt.metrics import Report, report
-from deitlt.preprocess import Pixels, load_pixels
+from deitlt.metrics import Report, per_class_csv, report
+from deitlt.preprocess import load_batches
 from deitlt.runtimes import OnnxRuntime, Outputs, Runtime
 from deitlt.student import load_student
 from deitlt.weights import Card
@@ -42,7 +39,7 @@ SPLITS = ("test", "val", "all")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export a student; returns 0, or 2 with one line on what was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m export.to_bundle", description=__doc__)
+    parser = OneLineParser(prog="python -m export.to_bundle", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="run folder or student.safetensors")
     parser.add_argument("--output", type=Path, required=True, help="bundle folder to write")
     parser.add_argument(
@@ -64,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except DeitLTError as error:
         print(f"export: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"export: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return 2
     print(bundle.describe())
     print(f"exported in {time.perf_counter() - start:.1f} s")
@@ -100,7 +100,7 @@ def export_bundle(
         export_onnx(FusedStudent(model, card.preprocess), card, folder / MODEL)
         runtime = OnnxRuntime(folder / MODEL, device="cpu")
         sample = images.subset(_spread(len(images), NUM_PARITY))
-        pixels = np.concatenate(list(_batches(sample, card)))
+        pixels = np.concatenate(list(load_batches(sample.paths, card.preprocess, BATCH)))
         expected = torch_outputs(model, card, pixels)
         parity = check_parity(runtime, expected, pixels)
         golden = _spread(len(sample), NUM_GOLDEN)
@@ -113,8 +113,9 @@ def export_bundle(
             "heads": {head: figures.to_dict() for head, figures in reports.items()},
         }
         write_json(folder / "metrics.json", metrics)
-        (folder / "per_class.csv").write_text(_per_class_csv(card, reports), encoding="utf-8")
-        (folder / "README.md").write_text(model_card(manifest, reports, parity), encoding="utf-8")
+        rows = per_class_csv(card.classes, card.train_counts, reports)
+        write_text(folder / "per_class.csv", rows)
+        write_text(folder / "README.md", model_card(manifest, reports, parity))
         return manifest
 
     return write_bundle(output, fill, overwrite=overwrite)
@@ -125,7 +126,10 @@ def _evaluate(runtime: Runtime, images: LabelledImages, card: Card) -> dict[str,
     rows = [
         runtime.run(pixels)
         for pixels in tqdm(
-            _batches(images, card), total=-(-len(images) // BATCH), desc="evaluating", disable=None
+            load_batches(images.paths, card.preprocess, BATCH),
+            total=-(-len(images) // BATCH),
+            desc="evaluating",
+            disable=None,
         )
     ]
     logits = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
@@ -133,13 +137,6 @@ def _evaluate(runtime: Runtime, images: LabelledImages, card: Card) -> dict[str,
         head: report(images.labels, head_logits, card.train_counts)
         for head, head_logits in zip(("average", "cls", "dist"), logits, strict=True)
     }
-
-
-def _batches(images: LabelledImages, card: Card) -> Iterator[Pixels]:
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(images), BATCH):
-            paths = images.paths[start : start + BATCH]
-            yield np.stack(list(pool.map(lambda path: load_pixels(path, card.preprocess), paths)))
 
 
 def _pick_split(data: Path, card: Card, split: str | None) -> LabelledImages:
@@ -174,24 +171,6 @@ def _manifest(card: Card, name: str, parity: Parity) -> dict[str, Any]:
 def _spread(length: int, count: int) -> IntArray:
     """At most `count` indices spread evenly over a set, which is sorted by class."""
     return np.unique(np.linspace(0, length - 1, count).astype(np.int64))
-
-
-def _per_class_csv(card: Card, reports: dict[str, Report]) -> str:
-    group_of = {
-        index: name
-        for name, members in all_groups(card.train_counts).items()
-        if name in ("head", "mid", "tail")
-        for index in members
-    }
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "label", "train_images", "group", "images", *reports])
-    for index, label in enumerate(card.classes):
-        recalls = [r.per_class[index] for r in reports.values()]
-        cells = ["" if recall.value is None else f"{recall.value:.4f}" for recall in recalls]
-        row = [index, label, card.train_counts[index], group_of[index], recalls[0].num_images]
-        writer.writerow([*row, *cells])
-    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""From settings to a warm engine. As a program it only tries that, and says what is wrong.
+
+DEITLT_MODEL=bundle/ DEITLT_DEVICE=cuda python -m serving.startup
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from deitlt.classifier import load
+from deitlt.engine import Engine
+from deitlt.errors import DeitLTError
+from serving.settings import Settings
+
+OK, WRONG_USE = 0, 2
+
+
+def start_engine(settings: Settings) -> Engine:
+    """An engine that has classified one image, so that no caller waits for a first run.
+
+    Raises:
+        BundleError: the bundle is missing, damaged or changed.
+        RuntimeUnavailable: the device cannot be had.
+    """
+    classifier = load(
+        settings.model, device=settings.device, num_threads=1, max_pixels=settings.max_pixels
+    )
+    engine = Engine(classifier, num_workers=settings.num_workers, queue_size=settings.queue_size)
+    picture = BytesIO()
+    Image.new("RGB", (32, 32)).save(picture, "PNG")
+    engine.submit(picture.getvalue()).result()
+    return engine
+
+
+def why_not() -> str | None:
+    """One line that says why the service cannot start as the environment stands; None if it can.
+
+    It tries in a process of its own: whatever a runtime holds on to (a CUDA context is hundreds of
+    megabytes) is gone when the workers start.
+    """
+    checkout = str(Path(__file__).resolve().parents[1])
+    paths = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
+    result = subprocess.run(
+        [sys.executable, "-m", "serving.startup"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if result.returncode == OK:
+        return None
+    lines = result.stderr.strip().splitlines()
+    return lines[-1] if lines else f"the start-up check ended with status {result.returncode}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Try to start an engine.
+
+    Returns:
+        0 if it works, 2 if not, with one line on standard error.
+    """
+    if argv if argv is not None else sys.argv[1:]:
+        print("usage: python -m serving.startup (settings come from DEITLT_*)", file=sys.stderr)
+        return WRONG_USE
+    try:
+        start_engine(Settings.from_environ(os.environ)).close()
+    except DeitLTError as error:
+        print(error, file=sys.stderr)
+        return WRONG_USE
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Request bodies to image bytes, within limits that hold while the body streams in.
+
+Everything stays in memory: a body is bounded anyway, and a server may have no writable disk.
+"""
+
+import re
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import Request
+from starlette.types import Message, Receive
+
+from deitlt.errors import ImageTooLarge, UnsupportedImage, UsageError
+
+_HAS_FILENAME = re.compile(rb";\s*filename\*?\s*=", re.IGNORECASE)
+
+
+async def read_images(request: Request, *, max_bytes: int, max_images: int) -> list[bytes]:
+    """The encoded images in a request, at least one: its raw body, or the files of a form.
+
+    Args:
+        request: its body has not been read yet.
+        max_bytes: largest body; what a client announces and what it really sends are both held
+            against it, and no more than this is ever kept.
+        max_images: most files in a form.
+
+    Raises:
+        UsageError: nothing was sent, the form is malformed or has too many files.
+        ImageTooLarge: the body has more than `max_bytes`.
+        UnsupportedImage: the content type is neither an image's nor a form's.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    bounded = Request(request.scope, _bounded(request.receive, max_bytes))
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        return await _read_form(bounded, max_images)
+    if media_type in ("", "application/octet-stream") or media_type.startswith("image/"):
+        body = await bounded.body()
+        if not body:
+            raise UsageError("the request has no body; send the bytes of an image")
+        return [body]
+    raise UnsupportedImage(
+        f"Content-Type is {media_type[:100]!r}; send image/*, application/octet-stream "
+        "or multipart/form-data"
+    )
+
+
+def _bounded(receive: Receive, max_bytes: int) -> Receive:
+    """`receive`, raising as soon as more than `max_bytes` of body came through."""
+    num_bytes = 0
+
+    async def bounded_receive() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        return message
+
+    return bounded_receive
+
+
+async def _read_form(request: Request, max_files: int) -> list[bytes]:
+    _, parameters = parse_options_header(request.headers["content-type"])
+    boundary = parameters.get(b"boundary")
+    if not boundary:
+        raise UsageError("multipart/form-data without a boundary; let the HTTP library set it")
+    form = _Form(max_files)
+    try:
+        parser = form.parser(boundary)
+        async for chunk in request.stream():
+            parser.write(chunk)
+    except FormParserError as error:
+        raise UsageError("the multipart form is malformed") from error
+    if not form.complete:
+        raise UsageError("the multipart form ends before its closing boundary")
+    if not form.files:
+        raise UsageError("the form has no file; send each image as a file part")
+    return [bytes(file) for file in form.files]
+
+
+class _Form:
+    """Collects the files of a form while the parser reads it. Names and types are not looked at."""
+
+    def __init__(self, max_files: int) -> None:
+        self.max_files = max_files
+        self.files: list[bytearray] = []
+        self.complete = False
+        self._field = b""
+        self._value = b""
+        self._is_file = False
+
+    def parser(self, boundary: bytes) -> MultipartParser:
+        return MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin_part,
+                "on_header_field": self._add_to_field,
+                "on_header_value": self._add_to_value,
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._end_headers,
+                "on_part_data": self._add_data,
+                "on_end": self._end_form,
+            },
+        )
+
+    def _begin_part(self) -> None:
+        self._is_file = False
+
+    def _add_to_field(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def _add_to_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._field.lower() == b"content-disposition":
+            self._is_file = _HAS_FILENAME.search(self._value) is not None
+        self._field = self._value = b""
+
+    def _end_headers(self) -> None:
+        if not self._is_file:
+            raise UsageError(
+                "the form has a part that is not a file; options belong in the query string"
+            )
+        if len(self.files) == self.max_files:
+            raise UsageError(f"more than {self.max_files} images in one request; send fewer")
+        self.files.append(bytearray())
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        self.files[-1] += data[start:end]
+
+    def _end_form(self) -> None:
+        self.complete = True
+
+
+def _too_large(max_bytes: int) -> ImageTooLarge:
+    return ImageTooLarge(f"the request body has more than {max_bytes} bytes")

@@ -1,0 +1,71 @@
+"""What several test files share: a bundle to damage, a classifier, pictures and labelled trees."""
+
+import io
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deitlt.bundle import default_bundle
+from deitlt.classifier import Classifier, load
+
+
+@pytest.fixture
+def bundle_path(tmp_path: Path) -> Path:
+    """A copy of the packaged bundle that a test may damage."""
+    return shutil.copytree(default_bundle(), tmp_path / "bundle")
+
+
+@pytest.fixture(scope="session")
+def classifier() -> Classifier:
+    """The packaged bundle on one CPU thread, so that its answers repeat to the last bit."""
+    return load(device="cpu", num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def pixels() -> Callable[..., Image.Image]:
+    """Makes a picture of blurred noise: `pixels(width, height, seed=0, mode="RGB")`."""
+
+    def make(width: int = 24, height: int = 20, seed: int = 0, mode: str = "RGB") -> Image.Image:
+        generator = np.random.default_rng(seed)
+        noise = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        smooth = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        return smooth.convert(mode)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """Makes the bytes of an image file: `encode(image, "PNG", **save_options)`."""
+
+    def make(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def png(pixels: Callable[..., Image.Image], encode: Callable[..., bytes]) -> Callable[[int], bytes]:
+    """Makes the bytes of a PNG, another for each seed."""
+    return lambda seed: encode(pixels(seed=seed))
+
+
+@pytest.fixture(scope="session")
+def class_tree(png: Callable[[int], bytes]) -> Callable[[Path, Mapping[str, int]], Path]:
+    """Makes `root/<class>/<n>.png` for each class and number of images."""
+
+    def make(root: Path, counts: Mapping[str, int]) -> Path:
+        for name, count in counts.items():
+            (root / name).mkdir(parents=True)
+            for number in range(count):
+                (root / name / f"{number}.png").write_bytes(png(number))
+        return root
+
+    return make

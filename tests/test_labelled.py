@@ -1,0 +1,200 @@
+"""Labelled folders and CSVs: what is read, and that each mistake is named in one line."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from deitlt.errors import DataError
+from deitlt.labelled import image_files, read_labelled
+
+Tree = Callable[[Path, Mapping[str, int]], Path]
+
+
+@pytest.fixture
+def images(tmp_path: Path, class_tree: Tree) -> Path:
+    """Pictures `img/{ant,bee}/{0,1,2}.png` for CSVs to point at."""
+    class_tree(tmp_path / "img", {"ant": 3, "bee": 3})
+    return tmp_path
+
+
+def write_csv(folder: Path, *lines: str) -> Path:
+    file = folder / "labels.csv"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def refusal(source: Path, classes: list[str] | None = None) -> str:
+    with pytest.raises(DataError) as caught:
+        read_labelled(source, classes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_tree_with_splits(tmp_path: Path, class_tree: Tree) -> None:
+    class_tree(tmp_path / "train", {"cat": 4, "bee": 2, "ant": 1})
+    class_tree(tmp_path / "val", {"cat": 1, "ant": 2})
+    class_tree(tmp_path / "test", {"bee": 1})
+    splits = read_labelled(tmp_path)
+    assert list(splits) == ["train", "val", "test"]
+    assert all(split.classes == ["ant", "bee", "cat"] for split in splits.values())
+    assert splits["train"].counts().tolist() == [1, 2, 4]
+    assert splits["val"].counts().tolist() == [2, 0, 1]
+    assert splits["test"].counts().tolist() == [0, 1, 0]
+    for split in splits.values():
+        names = [split.classes[label] for label in split.labels]
+        assert names == [path.parent.name for path in split.paths]
+        assert split.paths == sorted(split.paths)
+
+
+def test_a_single_tree(tmp_path: Path, class_tree: Tree) -> None:
+    class_tree(tmp_path / "b" / "deeper", {"1": 2})
+    class_tree(tmp_path, {"a": 1})
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "README.md").touch()
+    (tmp_path / "a" / "notes.txt").touch()
+    (tmp_path / "a" / "UPPER.JPG").touch()
+    splits = read_labelled(tmp_path)
+    assert list(splits) == ["all"]
+    found = [path.relative_to(tmp_path).as_posix() for path in splits["all"].paths]
+    assert found == ["a/0.png", "a/UPPER.JPG", "b/deeper/1/0.png", "b/deeper/1/1.png"]
+    assert splits["all"].labels.tolist() == [0, 0, 1, 1]
+    assert len(splits["all"]) == len(list(image_files(tmp_path)))
+
+
+def test_a_subset_keeps_the_classes(tmp_path: Path, class_tree: Tree) -> None:
+    whole = read_labelled(class_tree(tmp_path, {"a": 2, "b": 2}))["all"]
+    part = whole.subset(whole.labels.argsort()[::-1][:1])
+    assert part.classes == whole.classes
+    assert part.labels.tolist() == [1]
+    assert part.paths == [whole.paths[3]]
+
+
+def test_known_classes_set_the_order(tmp_path: Path, class_tree: Tree) -> None:
+    split = read_labelled(class_tree(tmp_path, {"a": 1, "b": 1}), classes=["b", "x", "a"])["all"]
+    assert split.classes == ["b", "x", "a"]
+    assert split.labels.tolist() == [2, 0]
+
+
+def test_a_csv_without_splits(images: Path) -> None:
+    file = write_csv(
+        images,
+        "image_path,label,by",
+        "img/bee/0.png,bee,me",
+        "img/ant/1.png,ant,",
+        "img/ant/0.png,ant,x",
+    )
+    splits = read_labelled(file)
+    assert list(splits) == ["all"]
+    found = [path.relative_to(images).as_posix() for path in splits["all"].paths]
+    assert found == ["img/ant/0.png", "img/ant/1.png", "img/bee/0.png"]
+    assert splits["all"].labels.tolist() == [0, 0, 1]
+
+
+def test_a_csv_with_splits_and_their_other_names(images: Path) -> None:
+    file = write_csv(
+        images,
+        "image_path,label,split",
+        "img/ant/0.png,ant,train",
+        "img/bee/0.png,bee,TRAIN",
+        "img/ant/1.png,ant,validation",
+        "img/bee/1.png,bee,valid",
+        "img/bee/2.png,bee,test",
+        "img/ant/2.png,ant,val",
+    )
+    splits = read_labelled(file)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 2, "val": 3, "test": 1}
+
+
+@pytest.mark.parametrize("column", ["image_path", "filepath", "path", "filename"])
+def test_other_names_of_the_path_column(column: str, images: Path) -> None:
+    file = write_csv(images, f"label,{column}", "ant,img/ant/0.png", "bee,img/bee/0.png")
+    assert len(read_labelled(file)["all"]) == 2
+
+
+def test_absolute_paths_quotes_and_a_byte_order_mark(images: Path) -> None:
+    file = images / "labels.csv"
+    text = f'image_path,label\r\n"{images}/img/ant/0.png","ant, red"\r\nimg/bee/0.png,bee\r\n'
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_labelled(file)["all"].classes == ["ant, red", "bee"]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_empty_class_folder(split: str, tmp_path: Path, class_tree: Tree) -> None:
+    class_tree(tmp_path / "train", {"a": 1, "b": 1})
+    class_tree(tmp_path / "val", {"a": 1})
+    (tmp_path / split / "c").mkdir()
+    text = refusal(tmp_path)
+    assert str(tmp_path / split / "c") in text
+    assert "no images" in text
+
+
+def test_a_class_that_training_lacks(tmp_path: Path, class_tree: Tree) -> None:
+    class_tree(tmp_path / "train", {"a": 1, "b": 1})
+    class_tree(tmp_path / "val", {"a": 1, "c": 1})
+    assert "class 'c' of val" in refusal(tmp_path)
+    assert "class 'b' of train" in refusal(tmp_path, classes=["a", "c"])
+
+
+def test_folders_that_hold_no_classes(tmp_path: Path, class_tree: Tree) -> None:
+    assert "no class folders" in refusal(tmp_path)
+    class_tree(tmp_path, {"only": 3})
+    assert "at least two classes" in refusal(tmp_path)
+    assert "no such folder or CSV" in refusal(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("lines", "fragment"),
+    [
+        (["image_path,class", "img/ant/0.png,ant"], "no column 'label'"),
+        (["image,label", "img/ant/0.png,ant"], "no column 'image_path'"),
+        ([""], "no column 'image_path'"),
+        (["image_path;label", "img/ant/0.png;ant"], "no column 'image_path'"),
+        (["image_path,label"], "no rows"),
+        (
+            ["image_path,label", "img/ant/0.png,ant", "img/ant/9.png,ant"],
+            "line 3: there is no file",
+        ),
+        (["image_path,label", ",ant"], "line 2: there is no file"),
+        (["image_path,label", "img/ant,ant"], "line 2: there is no file"),
+        (["image_path,label", "img/ant/0.png,"], "line 2: the label is empty"),
+        (["image_path,label", "img/ant/0.png"], "line 2: the label is empty"),
+        (["image_path,label", "img/ant/0.png,ant", "img/ant/1.png,ant"], "at least two classes"),
+        (["image_path,label,split", "img/ant/0.png,ant,dev"], "line 2: split 'dev'"),
+        (
+            ["image_path,label,split", "img/ant/0.png,ant,train", "img/bee/0.png,bee,"],
+            "some rows have no split",
+        ),
+        (
+            ["image_path,label,split", "img/ant/0.png,ant,val", "img/bee/0.png,bee,test"],
+            "no row has the split 'train'",
+        ),
+        (
+            [
+                "image_path,label,split",
+                "img/ant/0.png,ant,train",
+                "img/bee/0.png,bee,train",
+                "img/bee/1.png,wasp,val",
+            ],
+            "class 'wasp' of val",
+        ),
+    ],
+)
+def test_mistakes_in_a_csv(lines: list[str], fragment: str, images: Path) -> None:
+    text = refusal(write_csv(images, *lines))
+    assert fragment in text
+    assert "labels.csv" in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "image_path,label\nimg/ant/0.png,Ameisenbär\n".encode("latin-1"),
+        b"\xff\xfei\0m\0a\0",
+        b"\x89PNG\r\n\x1a\n\0\0",
+    ],
+    ids=["latin-1", "utf-16", "a-picture"],
+)
+def test_a_file_that_is_not_utf8(content: bytes, images: Path) -> None:
+    (images / "labels.csv").write_bytes(content)
+    assert "UTF-8" in refusal(images / "labels.csv")

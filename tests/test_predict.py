@@ -1,0 +1,309 @@
+"""`deitlt predict`: every input keeps its rows in order, and wrong use is one line and status 2."""
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deitlt.batch import Source, find_sources, predict_iter, write_csv
+from deitlt.classifier import Classifier, Options, Prediction
+from deitlt.cli import main
+from deitlt.engine import Engine
+from deitlt.errors import DecodeFailed, ImageError, UsageError
+
+Png = Callable[[int], bytes]
+
+PLAIN = ["filename", "rank", "index", "label", "prob", "group", "error", "model_version"]
+EXPERTS = ["cls_label", "cls_prob", "dist_label", "dist_prob", "agree"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, png: Png) -> Path:
+    """Four pictures in a tree, one file that is none, and a hidden one."""
+    root = tmp_path / "photos"
+    (root / "sub" / "deep").mkdir(parents=True)
+    for number, name in enumerate(["b.png", "a.PNG", "sub/c.png", "sub/deep/d.png"]):
+        (root / name).write_bytes(png(number))
+    (root / "notes.txt").write_text("no picture")
+    (root / ".hidden.png").write_bytes(png(0))
+    return root
+
+
+def rows(output: Path) -> list[dict[str, str]]:
+    with output.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def run(*arguments: object) -> int:
+    """The exit status, whether it is returned or argparse exits with it."""
+    try:
+        return main(["predict", "--device", "cpu", *map(str, arguments)])
+    except SystemExit as exit_status:
+        return int(exit_status.code or 0)
+
+
+def test_a_folder(
+    photos: Path, tmp_path: Path, classifier: Classifier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "rows.csv"
+    assert run(photos, "--output", output) == 0
+    found = rows(output)
+    assert list(found[0]) == PLAIN
+    assert [row["filename"] for row in found] == ["a.PNG", "b.png", "sub/c.png", "sub/deep/d.png"]
+    for row in found:
+        expected = classifier.predict([photos / row["filename"]])[0]
+        assert row["label"] == expected.label
+        assert row["index"] == str(expected.index)
+        assert float(row["prob"]) == pytest.approx(expected.probability, abs=1e-6)
+        assert row["group"] == expected.group
+        assert (row["rank"], row["error"]) == ("1", "")
+        assert row["model_version"] == classifier.bundle.version
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("4 images in")
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "rows.csv.partial").exists()
+
+
+def test_inputs_keep_their_order_and_names(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.csv"
+    pattern = str(photos / "**" / "[cd].png")
+    assert run(photos / "b.png", pattern, photos / "a.PNG", "--output", output) == 0
+    names = [photos / name for name in ("b.png", "sub/c.png", "sub/deep/d.png", "a.PNG")]
+    assert [row["filename"] for row in rows(output)] == [name.as_posix() for name in names]
+
+
+def test_a_pattern_is_sorted(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [str(photos / name) for name in ("b.png", "sub", "a.PNG")]
+    monkeypatch.setattr("deitlt.batch.glob.glob", lambda *_, **__: found)
+    assert [s.path.name for s in find_sources([str(photos / "*")])] == ["a.PNG", "b.png"]
+
+
+def test_more_images_than_the_queue_holds_keep_their_order(
+    tmp_path: Path, png: Png, classifier: Classifier
+) -> None:
+    sources = [Source(tmp_path / f"{number}.png", str(number)) for number in range(12)]
+    for number, source in enumerate(sources):
+        source.path.write_bytes(png(number) if number != 7 else b"")
+    with Engine(classifier, num_workers=2, queue_size=1) as engine:
+        results = list(predict_iter(engine, sources, Options()))
+    assert [source for source, _ in results] == sources
+    expected = classifier.predict_each([source.path for source in sources])
+    for number, (_, result) in enumerate(results):
+        single = expected[number]
+        if number == 7:
+            assert isinstance(result, DecodeFailed)
+        else:
+            assert isinstance(result, Prediction)
+            assert isinstance(single, Prediction)
+            assert result.probability == pytest.approx(single.probability, abs=1e-5)
+
+
+def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path: Path, png: Png) -> None:
+    (tmp_path / "a[1].png").write_bytes(png(0))
+    (tmp_path / "a1.png").write_bytes(png(1))
+    assert [s.path.name for s in find_sources([str(tmp_path / "a[1].png")])] == ["a[1].png"]
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_columns_and_ranks(
+    experts: bool, photos: Path, tmp_path: Path, classifier: Classifier
+) -> None:
+    output = tmp_path / "rows.csv"
+    flags = ["--experts"] if experts else []
+    assert run(photos, "--output", output, "--topk", 3, "-j", 2, *flags) == 0
+    found = rows(output)
+    assert list(found[0]) == (PLAIN[:5] + EXPERTS + PLAIN[5:] if experts else PLAIN)
+    assert [row["rank"] for row in found] == ["1", "2", "3"] * 4
+    assert all((row["group"] != "") == (row["rank"] == "1") for row in found)
+    if experts:
+        answer = classifier.predict([photos / "a.PNG"], experts=True)[0].experts
+        assert answer is not None
+        assert [row["cls_label"] for row in found[:3]] == [s.label for s in answer.cls[:3]]
+        assert [row["dist_label"] for row in found[:3]] == [s.label for s in answer.dist[:3]]
+        assert [row["agree"] for row in found[:3]] == [str(answer.agree).lower(), "", ""]
+
+
+def test_more_ranks_than_classes_gives_all(photos: Path, tmp_path: Path) -> None:
+    assert run(photos / "b.png", "--output", tmp_path / "o.csv", "--topk", 99) == 0
+    assert len(rows(tmp_path / "o.csv")) == 10
+
+
+def test_blend_reaches_the_classifier(photos: Path, tmp_path: Path, classifier: Classifier) -> None:
+    assert run(photos / "b.png", "--output", tmp_path / "o.csv", "--blend", 1) == 0
+    expected = classifier.predict([photos / "b.png"], blend=1)[0]
+    assert float(rows(tmp_path / "o.csv")[0]["prob"]) == pytest.approx(
+        expected.probability, abs=1e-6
+    )
+
+
+def test_a_corrupt_image_keeps_its_row(
+    photos: Path, tmp_path: Path, png: Png, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "b.png").write_bytes(png(0)[:-60])
+    (photos / "sub" / "c.png").write_text("<html>")
+    (photos / "sub" / "e.png").mkdir()  # a folder is looked into, whatever its name
+    output = tmp_path / "rows.csv"
+    missing = photos / "gone.png"
+    missing.symlink_to(tmp_path / "nowhere")
+    assert run(photos, "--output", output, "--topk", 2, "--experts") == 3
+    found = rows(output)
+    errors = {row["filename"]: row["error"] for row in found if row["error"]}
+    assert errors == {
+        "b.png": "decode_failed",
+        "gone.png": "open_failed",
+        "sub/c.png": "unsupported_image",
+    }
+    for row in found:
+        if row["error"]:
+            assert row["model_version"]
+            empty = set(row) - {"filename", "error", "model_version"}
+            assert all(row[column] == "" for column in empty)
+    assert [r["filename"] for r in found if r["rank"] != "2"] == [
+        "a.PNG",
+        "b.png",
+        "gone.png",
+        "sub/c.png",
+        "sub/deep/d.png",
+    ]
+    assert "5 images" in (line := capsys.readouterr().err)
+    assert "3 failed" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["nowhere", "--output", "new.csv"], "nowhere: there is no such file"),
+        (["nothing", "--output", "new.csv"], "no images in nothing"),
+        (["photos", "--output", "old.csv"], "--overwrite"),
+        (["photos", "--output", "rows.txt"], ".csv"),
+        (["photos", "--output", "nothing"], "is a folder"),
+        (["photos", "--output", "missing/rows.csv"], "no such folder"),
+        (["photos", "--output", "new.csv", "--topk", "0"], "top_k is 0"),
+        (["photos", "--output", "new.csv", "--topk", "many"], "--topk"),
+        (["photos", "--output", "new.csv", "--blend", "1.5"], "blend is 1.5"),
+        (["photos", "--output", "new.csv", "--blend", "nan"], "blend is nan"),
+        (["photos", "--output", "new.csv", "-j", "0"], "workers"),
+        (["photos", "--output", "new.csv", "-j", "-3"], "workers"),
+        (["photos", "--output", "new.csv", "--device", "tpu"], "--device"),
+        (["photos", "--output", "new.csv", "--model", "photos"], "not a bundle"),
+        (["photos", "--output", "new.csv", "--frobnicate"], "--frobnicate"),
+        (["photos"], "--output"),
+        (["--output", "new.csv"], "INPUT"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    arguments: list[str],
+    fragment: str,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    Path("nothing").mkdir()
+    Path("old.csv").write_text("former rows")
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert fragment in captured.err
+    assert captured.err.startswith("deitlt")
+    assert Path("old.csv").read_text() == "former rows"
+    assert not Path("new.csv").exists()
+
+
+def test_a_changed_bundle_is_refused_in_one_line(
+    photos: Path, tmp_path: Path, bundle_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = bytearray((bundle_path / "model.onnx").read_bytes())
+    model[len(model) // 2] ^= 1
+    (bundle_path / "model.onnx").write_bytes(model)
+    assert run(photos, "--output", tmp_path / "o.csv", "--model", bundle_path) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "model.onnx: changed" in error
+
+
+def test_overwrite_replaces_the_rows(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "old.csv"
+    output.write_text("former rows")
+    assert run(photos, "--output", output, "--overwrite") == 0
+    assert len(rows(output)) == 4
+
+
+def test_unicode_and_quoted_names(tmp_path: Path, png: Png) -> None:
+    names = ["ünï,code.png", '"quoted".png', "line\nbreak.png", "日本 語.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        (tmp_path / "in" / name).write_bytes(png(0))
+    assert run(tmp_path / "in", "--output", tmp_path / "o.csv") == 0
+    assert sorted(row["filename"] for row in rows(tmp_path / "o.csv")) == sorted(names)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_no_unicode_comes_back_byte_for_byte(tmp_path: Path, png: Png) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / os.fsdecode(b"caf\xe9.png")).write_bytes(png(0))
+    assert run(tmp_path / "in", "--output", tmp_path / "o.csv") == 0
+    assert (tmp_path / "o.csv").read_bytes().splitlines()[1].startswith(b"caf\xe9.png,1,")
+
+
+def test_a_killed_run_keeps_the_old_rows_and_what_it_had(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.csv"
+    output.write_text("former rows")
+    script = """
+import os, signal, sys
+from pathlib import Path
+from deitlt.batch import find_sources, write_csv
+from deitlt.errors import DecodeFailed
+def results():
+    for number, source in enumerate(find_sources([sys.argv[1]])):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield source, DecodeFailed("damaged")
+write_csv(Path(sys.argv[2]), results(), experts=False, model_version="v", overwrite=True)
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(photos), str(output)], timeout=60)
+    assert killed.returncode == -9
+    assert output.read_text() == "former rows"
+    assert [r["filename"] for r in rows(tmp_path / "rows.csv.partial")] == ["a.PNG", "b.png"]
+    # The same command again finishes, and leaves nothing of the killed run.
+    assert run(photos, "--output", output, "--overwrite") == 0
+    assert len(rows(output)) == 4
+    assert not (tmp_path / "rows.csv.partial").exists()
+
+
+def test_an_interrupted_run_keeps_the_old_rows(tmp_path: Path) -> None:
+    output = tmp_path / "rows.csv"
+    output.write_text("former rows")
+
+    def results() -> Iterator[tuple[Source, Prediction | ImageError]]:
+        yield Source(tmp_path / "a.png", "a.png"), DecodeFailed("damaged")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_csv(output, results(), experts=False, model_version="v", overwrite=True)
+    assert output.read_text() == "former rows"
+
+
+def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").touch()
+    with pytest.raises(UsageError, match="--overwrite"):
+        write_csv(tmp_path / "rows.csv", iter(()), experts=False, model_version="v")
+    assert not (tmp_path / "rows.csv.partial").exists()
+
+
+def test_pillows_warnings_do_not_reach_the_user(
+    tmp_path: Path, encode: Callable[..., bytes], pixels: Callable[..., object]
+) -> None:
+    tiff = encode(pixels(60, 40), "TIFF")
+    (tmp_path / "cut.tiff").write_bytes(tiff[:100])
+    command = [sys.executable, "-m", "deitlt.cli", "predict", "cut.tiff", "--output", "o.csv"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 3
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("1 images")

@@ -1,0 +1,134 @@
+"""Runs killed with SIGKILL and resumed end in the weights of an uninterrupted run, bit for bit."""
+
+import csv
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from deitlt.weights import load_tensors
+from training import train_student, train_teacher
+
+# Runs a program and kills it for good when the named function is called for the n-th time.
+DRIVER = """
+import importlib, os, signal, sys
+module_name, function, count, program, *arguments = sys.argv[1:]
+module = importlib.import_module(module_name)
+original, calls = getattr(module, function), 0
+
+def counted(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == int(count):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+
+setattr(module, function, counted)
+importlib.import_module(program).main(arguments)
+"""
+
+TEACHER = ["digits", "--epochs", "5", "--drw-epoch", "3", "--batch-size", "8", "--workers", "0"]
+STUDENT = [*TEACHER, "--warmup-epochs", "1", "--micro-batch-size", "4"]
+COMMON = ["--imbalance-factor", "None", "--val-fraction", "0.2", "--checkpoint-epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def data(
+    tmp_path_factory: pytest.TempPathFactory,
+    class_tree: Callable[[Path, Mapping[str, int]], Path],
+) -> Path:
+    """38 images, 30 of them trained on."""
+    counts = {"a": 14, "b": 10, "c": 8, "d": 6}
+    return class_tree(tmp_path_factory.mktemp("resume") / "data", counts)
+
+
+@pytest.fixture(scope="module")
+def teacher(data: Path) -> Path:
+    """An uninterrupted teacher run."""
+    run = data.parent / "teacher"
+    assert train_teacher.main([*TEACHER, *COMMON, "--data", str(data), "--output", str(run)]) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def student(data: Path, teacher: Path) -> Path:
+    """An uninterrupted student run."""
+    run = data.parent / "student"
+    arguments = [*STUDENT, *COMMON, "--data", str(data), "--teacher", str(teacher)]
+    assert train_student.main([*arguments, "--output", str(run)]) == 0
+    return run
+
+
+def kill(module: str, function: str, count: int, program: str, arguments: list[str]) -> None:
+    command = [sys.executable, "-c", DRIVER, module, function, str(count), program, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+
+
+def assert_same_run(actual: Path, expected: Path, weights: str) -> None:
+    """Same selected weights, same state (optimiser included), same figures of every epoch."""
+    for name in (weights, "resume.safetensors"):
+        ours, our_fields = load_tensors(actual / name)
+        theirs, their_fields = load_tensors(expected / name)
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert torch.equal(ours[key], theirs[key]), key
+        for row in our_fields.get("history", []) + their_fields.get("history", []):
+            row.pop("seconds")
+        assert our_fields == their_fields
+    with (actual / "results.csv").open() as ours_csv, (expected / "results.csv").open() as csv_:
+        epochs = [[row["epoch"] for row in csv.DictReader(file)] for file in (ours_csv, csv_)]
+    assert epochs == [["1", "2", "3", "4", "5"]] * 2
+
+
+# 5 epochs of 3 steps; resume points after epochs 2, 4 and 5.
+@pytest.mark.parametrize("step", [5, 14])
+def test_a_teacher_killed_in_a_step(step: int, data: Path, teacher: Path, tmp_path: Path) -> None:
+    arguments = [*TEACHER, *COMMON, "--data", str(data), "--output", str(tmp_path / "run")]
+    kill("training.train_teacher", "sam_step", step, "training.train_teacher", arguments)
+    assert train_teacher.main([*arguments, "--resume"]) == 0
+    assert_same_run(tmp_path / "run", teacher, "teacher.safetensors")
+
+
+# 5 epochs of 7 micro-batches, the last three of them an incomplete step.
+@pytest.mark.parametrize("step", [16, 33])
+def test_a_student_killed_between_micro_batches(
+    step: int, data: Path, teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    arguments = [*STUDENT, *COMMON, "--data", str(data), "--teacher", str(teacher)]
+    arguments += ["--output", str(tmp_path / "run")]
+    kill("training.train_student", "dist_loss", step, "training.train_student", arguments)
+    assert train_student.main([*arguments, "--resume"]) == 0
+    assert_same_run(tmp_path / "run", student, "student.safetensors")
+
+
+@pytest.mark.parametrize("replacement", [3, 6])
+def test_a_student_killed_while_it_saves(
+    replacement: int, data: Path, teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    arguments = [*STUDENT, *COMMON, "--data", str(data), "--teacher", str(teacher)]
+    arguments += ["--output", str(tmp_path / "run")]
+    kill("os", "replace", replacement, "training.train_student", arguments)
+    assert train_student.main([*arguments, "--resume"]) == 0
+    assert_same_run(tmp_path / "run", student, "student.safetensors")
+    assert not list((tmp_path / "run").glob(".resume*.tmp.*"))
+
+
+def test_a_finished_run_resumes_to_itself(data: Path, student: Path, teacher: Path) -> None:
+    before = (student / "student.safetensors").read_bytes()
+    arguments = [*STUDENT, *COMMON, "--data", str(data), "--teacher", str(teacher)]
+    assert train_student.main([*arguments, "--output", str(student), "--resume"]) == 0
+    assert (student / "student.safetensors").read_bytes() == before
+
+
+def test_no_file_of_a_run_is_a_pickle(student: Path) -> None:
+    names = sorted(file.name for file in student.iterdir())
+    assert names == ["recipe.json", "results.csv", "resume.safetensors", "student.safetensors"]
+    for file in student.glob("*.safetensors"):
+        length = int.from_bytes(file.read_bytes()[:8], "little")
+        assert file.read_bytes()[8:9] == b"{"
+        assert 8 + length < file.stat().st_size

@@ -1,0 +1,1 @@
+"""From labelled images to a teacher, from a teacher to a DeiT-LT student."""

@@ -1,0 +1,130 @@
+"""How the training programs read their command lines: a recipe's name, then its fields as flags."""
+
+import difflib
+import io
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from deitlt.errors import DeitLTError, UsageError
+from training.config import Recipe, kebab
+
+R = TypeVar("R", bound=Recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What a training program is told besides the recipe."""
+
+    data: Path
+    """Folder of class folders (with train/, val/, test/ above them or not), or a CSV with
+    image_path,label[,split]."""
+    output: Path
+    """Run folder to write."""
+    resume: bool = False
+    """Continue the run in --output where it stopped."""
+    overwrite: bool = False
+    """Start anew over the run in --output."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+    workers: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 2
+    """Processes that read and augment images; 0 does it in the training process."""
+
+
+def run_program(program: str, argv: Sequence[str] | None, body: Callable[[list[str]], None]) -> int:
+    """Run a program's body; a user's mistake becomes one line on stderr.
+
+    Returns:
+        0; 2 for a user's mistake; 130 for Ctrl-C.
+    """
+    try:
+        body(list(sys.argv[1:] if argv is None else argv))
+    except DeitLTError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{program}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted; continue with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def pick_recipe(
+    program: str, argv: list[str], recipes: dict[str, Callable[[], R]]
+) -> tuple[R, list[str]]:
+    """The recipe named first on the command line, and the arguments after it.
+
+    Raises:
+        UsageError: no such recipe.
+        SystemExit: help was asked for.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: python -m {program} RECIPE --data DATA --output RUN [options]\n\nrecipes:")
+        for name, make in recipes.items():
+            print(f"\n  {name}\n{textwrap.indent(_docstring(make), '    ')}")
+        print(f"\nAll options of a recipe: python -m {program} RECIPE --help")
+        raise SystemExit(0 if argv else 2)
+    if argv[0] not in recipes:
+        raise UsageError(
+            f"no recipe {argv[0]!r}{_hint(argv[0], recipes)}; there are: {', '.join(recipes)}"
+        )
+    return recipes[argv[0]](), argv[1:]
+
+
+def parse(program: str, kind: type[Any], argv: list[str], **defaults: Any) -> Any:
+    """An instance of the dataclass `kind` from flags, by tyro.
+
+    Raises:
+        UsageError: an unknown flag, a missing one, or a value that does not fit; in one line.
+        SystemExit: help was asked for.
+    """
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            command, unknown = tyro.cli(
+                tyro.conf.configure(tyro.conf.OmitArgPrefixes)(kind),
+                args=argv,
+                prog=f"python -m {program}",
+                default=kind(**{**_required(kind), **defaults}),
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_first_sentence(complaint.getvalue())) from None
+    if unknown:
+        known = [f"--{kebab(f.name)}" for f in fields(kind) if f.name != "recipe"]
+        known += [f"--{kebab(f.name)}" for f in fields(defaults.get("recipe", kind))]
+        raise UsageError(f"no option {unknown[0]!r}{_hint(unknown[0], known)}; see --help")
+    return command
+
+
+def _required(kind: type[Any]) -> dict[str, Any]:
+    return {f.name: tyro.MISSING for f in fields(kind) if f.default is MISSING}
+
+
+def _first_sentence(panel: str) -> str:
+    """The message inside tyro's panel: what stands between its first two rules or frame lines."""
+    lines = [line.strip(" │|") for line in panel.splitlines()]
+    rules = [
+        i for i, line in enumerate(lines) if line[:1] == "╭" or (line and not line.strip("-─"))
+    ]
+    body = lines[rules[0] + 1 : rules[1] if len(rules) > 1 else None] if rules else lines
+    return " ".join(line for line in body if line) or "wrong command line; see --help"
+
+
+def _hint(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _docstring(make: Callable[[], Any]) -> str:
+    return textwrap.dedent("    " + (make.__doc__ or "").strip())

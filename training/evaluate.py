@@ -1,0 +1,108 @@
+"""`python -m training.evaluate RUN --data DATA`: accuracy per head and group, with intervals."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from deitlt.errors import CheckpointError, DataError
+from deitlt.files import write_json, write_text
+from deitlt.labelled import LabelledImages
+from deitlt.metrics import Report, format_table, per_class_csv
+from deitlt.student import load_student
+from deitlt.weights import Card
+from training.checkpoint import WEIGHTS
+from training.command_line import parse, run_program
+from training.config import Recipe, StudentRecipe, TeacherRecipe
+from training.data import EvaluationImages, load_splits
+from training.loop import pick_device
+from training.scoring import head_reports, student_logits, teacher_logits
+from training.teachers import load_teacher
+
+PROGRAM = "training.evaluate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand:
+    """What `evaluate` is told."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder of a student or teacher."""
+    data: Path
+    """Folder or CSV of labelled images; what the run was trained on, or other images."""
+    split: Literal["train", "val", "test", "all"] | None = None
+    """Which images; by default test if there is one, else val (held out as in the run)."""
+    output: Path | None = None
+    """Folder for metrics-SPLIT.json and per_class-SPLIT.csv; the run folder by default."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate a run; returns 0, or 2 with one line on what was wrong."""
+    return run_program(PROGRAM, argv, _main)
+
+
+def _main(argv: list[str]) -> None:
+    evaluate(parse(PROGRAM, EvaluateCommand, argv))
+
+
+def evaluate(command: EvaluateCommand) -> dict[str, Report]:
+    """Evaluate a student's heads, or a teacher, and write the figures.
+
+    Raises:
+        DeitLTError: one of its kinds; the text is for the user.
+    """
+    device = pick_device(command.device)
+    card, logits_of = _load(command.run, device)
+    recipe = _recipe(card)
+    split, images = _pick_split(command, recipe, card)
+    loaded = EvaluationImages(images, card.preprocess, device)
+    reports = head_reports(logits_of(loaded), images.labels, card.train_counts)
+    output = command.output or (command.run if command.run.is_dir() else command.run.parent)
+    output.mkdir(parents=True, exist_ok=True)
+    figures = {head: figures.to_dict() for head, figures in reports.items()}
+    metrics = {"split": split, "num_images": len(images), "epoch": card.epoch, "heads": figures}
+    write_json(output / f"metrics-{split}.json", metrics)
+    rows = per_class_csv(card.classes, card.train_counts, reports)
+    write_text(output / f"per_class-{split}.csv", rows)
+    print(f"{command.run}, epoch {card.epoch}, {len(images)} {split} images, accuracy in %")
+    print(format_table(reports))
+    return reports
+
+
+def _load(run: Path, device: torch.device) -> tuple[Card, Any]:
+    name = next((n for n in WEIGHTS if (run / n).is_file()), run.name)
+    if name == "teacher.safetensors":
+        teacher = load_teacher(run)
+        cnn = teacher.model.to(device)
+        return teacher.card, lambda images: teacher_logits(cnn, images)
+    if not run.exists():
+        raise CheckpointError(f"{run}: there is no such run folder")
+    student, card = load_student(run)
+    student.to(device)
+    return card, lambda images: student_logits(student, images)
+
+
+def _recipe(card: Card) -> Recipe:
+    kind = StudentRecipe if card.kind == "student" else TeacherRecipe
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in card.recipe.items()}
+    return kind(**fields)  # type: ignore[arg-type]
+
+
+def _pick_split(command: EvaluateCommand, recipe: Recipe, card: Card) -> tuple[str, LabelledImages]:
+    splits = load_splits(command.data, recipe, card.classes)
+    there = {"test": splits.test, "val": splits.val, "train": splits.train, "all": splits.all}
+    known = {name: images for name, images in there.items() if images is not None}
+    name: str = command.split or next(str(k) for k in known)
+    if name not in known:
+        raise DataError(f"{command.data}: has no {name} images, only {', '.join(known)}")
+    return name, known[name]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
