@@ -39,7 +39,8 @@ class Summary:
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """Images of files, folders (recursive) and glob patterns, in the order given.
 
-    Files found in a folder are named relative to it, with `/`; others as they were given.
+    A single folder's files are named relative to it. With several inputs every name begins with its
+    input as it was given, so that `a/1.png` and `b/1.png` stay two. Folders are separated by `/`.
 
     Raises:
         UsageError: an input does not exist, or there is no image at all.
@@ -48,8 +49,9 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     for item in inputs:
         path = Path(item)
         if path.is_dir():
-            found = image_files(path)
-            sources.extend(Source(file, file.relative_to(path).as_posix()) for file in found)
+            for file in image_files(path):
+                name = file.relative_to(path) if len(inputs) == 1 else file
+                sources.append(Source(file, name.as_posix()))
         elif path.exists():
             sources.append(Source(path, path.as_posix()))
         elif matches := sorted(glob.glob(item, recursive=True)):

@@ -19,13 +19,15 @@ from deitlt.errors import DeitLTError
 from deitlt.golden import check_golden
 
 OK, WRONG_USE, SOME_FAILED = 0, 2, 3
+INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        0 if all went well, 2 for wrong use, 3 if some images could not be classified.
+        0 if all went well, 2 for wrong use, 3 if some images could not be classified, 130 after
+        Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -36,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"deitlt: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return WRONG_USE
+    except KeyboardInterrupt:
+        print(f"deitlt: interrupted; {arguments.when_interrupted}", file=sys.stderr)
+        return INTERRUPTED
     return code
 
 
@@ -55,7 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     predict = commands.add_parser("predict", help="classify files and folders into a CSV")
-    predict.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder or glob pattern")
+    predict.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="file, folder or glob pattern; rows bear names relative to a single folder, and the "
+        "whole path as given where there are several inputs",
+    )
     predict.add_argument("--output", type=Path, required=True, help="the .csv file to write")
     predict.add_argument(
         "--model", type=Path, default=None, help="bundle folder; default: the packaged digits"
@@ -72,14 +83,18 @@ def _parser() -> argparse.ArgumentParser:
         "-j", "--workers", type=int, default=None, help="images in work at once; default: cores"
     )
     predict.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    predict.set_defaults(run=_predict)
+    predict.set_defaults(
+        run=_predict,
+        when_interrupted="the output is only written when complete, "
+        "finished rows are in the .partial file beside it",
+    )
 
     inspect = commands.add_parser("inspect", help="say what is in a bundle")
     inspect.add_argument("model", type=Path, nargs="?", default=None, help="bundle folder")
     inspect.add_argument(
         "--verify", action="store_true", help="run the golden images and compare with torch"
     )
-    inspect.set_defaults(run=_inspect)
+    inspect.set_defaults(run=_inspect, when_interrupted="nothing was written")
     return parser
 
 

@@ -7,15 +7,22 @@ nobody else.
 
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import BoundedSemaphore
+from functools import partial
+from threading import Condition
+from types import TracebackType
 
 from deitlt.classifier import Classifier, ImageLike, Options, Prediction
 from deitlt.errors import DeadlineExceeded, EngineClosed, ImageError, Overloaded, UsageError
 
 
 class Engine:
-    """Worker threads that share one classifier; use it as a context manager, or `close` it."""
+    """Worker threads that share one classifier; use it as a context manager, or `close` it.
+
+    As a context manager it finishes what it has taken, but when left by an exception (Ctrl-C) only
+    what is begun: the other futures are cancelled.
+    """
 
     def __init__(
         self, classifier: Classifier, *, num_workers: int | None = None, queue_size: int = 64
@@ -37,8 +44,9 @@ class Engine:
         if queue_size < 0:
             raise UsageError(f"queue size {queue_size} is negative")
         self.capacity = self.num_workers + queue_size
-        self._slots = BoundedSemaphore(self.capacity)
         self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="deitlt-engine")
+        self._room = Condition()  # guards the two below, so admitting and closing never interleave
+        self._num_free = self.capacity
         self._closed = False
 
     def submit(
@@ -64,36 +72,96 @@ class Engine:
             Overloaded: the queue is full and `wait` is off.
             EngineClosed: `close` was called.
         """
-        if self._closed:
-            raise EngineClosed("the engine is shutting down")
-        if not self._slots.acquire(blocking=wait):
-            raise Overloaded(f"{self.capacity} images are waiting already; try again later")
-        try:
-            future = self._pool.submit(self._run, image, options, deadline)
-        except RuntimeError as error:  # closed between the check and here
-            self._slots.release()
-            raise EngineClosed("the engine is shutting down") from error
-        future.add_done_callback(lambda _: self._slots.release())
-        return future
+        with self._room:
+            if wait:
+                self._room.wait_for(lambda: self._num_free > 0 or self._closed)
+            return self._admit([image], options, deadline)[0]
 
-    def close(self) -> None:
-        """Take no more images, finish those taken, and end the workers."""
-        self._closed = True
-        self._pool.shutdown(wait=True)
+    def submit_all(
+        self,
+        images: Sequence[ImageLike],
+        options: Options = Options(),
+        *,
+        deadline: float | None = None,
+    ) -> list[Future[Prediction]]:
+        """Queue all of these images or none; otherwise like `submit` without `wait`.
+
+        Raises:
+            UsageError: more images than the engine ever holds.
+            Overloaded: the queue has no room for all of them now.
+            EngineClosed: `close` was called.
+        """
+        if len(images) > self.capacity:
+            raise UsageError(f"{len(images)} images at once; at most {self.capacity} are taken")
+        with self._room:
+            return self._admit(images, options, deadline)
+
+    def close(self, *, cancel_waiting: bool = False) -> None:
+        """Take no more images, finish those taken, and end the workers.
+
+        Args:
+            cancel_waiting: finish only the images in work; cancel the futures of the others.
+        """
+        with self._room:
+            self._closed = True
+            self._room.notify_all()
+        self._pool.shutdown(wait=True, cancel_futures=cancel_waiting)
 
     def __enter__(self) -> "Engine":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(cancel_waiting=kind is not None)
 
-    def _run(self, image: ImageLike, options: Options, deadline: float | None) -> Prediction:
-        if deadline is not None and time.monotonic() > deadline:
-            raise DeadlineExceeded("the image waited in the queue past its deadline")
-        result = self.classifier.predict_each([image], options)[0]
-        if isinstance(result, ImageError):
-            raise result
-        return result
+    def _admit(
+        self, images: Sequence[ImageLike], options: Options, deadline: float | None
+    ) -> list[Future[Prediction]]:
+        """Take a slot an image and submit them; the caller holds `_room`."""
+        if self._closed:
+            raise EngineClosed("the engine is shutting down")
+        if len(images) > self._num_free:
+            raise Overloaded(
+                f"{len(images)} more would exceed the {self.capacity} images that may wait; "
+                "try again later"
+            )
+        self._num_free -= len(images)
+        futures = []
+        for image in images:
+            # The pool's queue holds a cancelled item until a worker comes to it; in a box of ours
+            # its image can be let go of at once.
+            box = [image]
+            future = self._pool.submit(self._run, box, options, deadline)
+            future.add_done_callback(partial(self._on_done, box))
+            futures.append(future)
+        return futures
+
+    def _run(self, box: list[ImageLike], options: Options, deadline: float | None) -> Prediction:
+        image = box.pop()
+        try:
+            if deadline is not None and time.monotonic() > deadline:
+                raise DeadlineExceeded("the image waited in the queue past its deadline")
+            result = self.classifier.predict_each([image], options)[0]
+            if isinstance(result, ImageError):
+                raise result
+            return result
+        finally:  # before the answer can be seen: who has it may submit again at once
+            self._free_slot()
+
+    def _on_done(self, box: list[ImageLike], future: Future[Prediction]) -> None:
+        if future.cancelled():  # it never ran
+            box.clear()
+            self._free_slot()
+
+    def _free_slot(self) -> None:
+        with self._room:
+            self._num_free += 1
+            assert self._num_free <= self.capacity
+            self._room.notify()
 
 
 def usable_cores() -> int:

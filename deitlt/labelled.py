@@ -46,9 +46,12 @@ def read_labelled(
 ) -> dict[str, LabelledImages]:
     """Labelled images by split: any of `train`, `val` and `test`, or `all` where none is marked.
 
-    A folder holds `train/<class>/*` (with `val/` and `test/` beside it where there are any), or
-    `<class>/*` directly. A CSV has the columns `image_path,label` and perhaps `split`; its paths
-    are relative to the CSV. Classes are sorted by name, and files by path within their class.
+    A folder holds `<split>/<class>/*` or `<class>/*`. It is taken to hold splits if there are
+    folders in its `train`, or if all its folders are called `train`, `val` or `test` and hold
+    folders; so a class may be called `train`, and data to evaluate on may be just `test`. A CSV has
+    the columns `image_path,label` and perhaps `split`; its paths are relative to the CSV, and
+    spaces around a cell do not count. Classes are sorted by name, and files by path within their
+    class. Hidden files and folders are left out.
 
     Args:
         source: the folder or CSV.
@@ -57,7 +60,7 @@ def read_labelled(
 
     Raises:
         DataError: nothing there, an empty class folder, a missing column or file, a class that the
-            training split (or `classes`) lacks.
+            training split (or `classes`) lacks, several splits without `train` or `classes`.
     """
     root = Path(source)
     if root.is_dir():
@@ -67,6 +70,8 @@ def read_labelled(
     else:
         raise DataError(f"{root}: there is no such folder or CSV file")
     if classes is None:
+        if "train" not in named and len(named) > 1:
+            raise DataError(f"{root}: has {' and '.join(named)}, but no train to take classes from")
         reference = "train" if "train" in named else next(iter(named))
         classes = sorted({name for _, name in named[reference]})
     if len(classes) < 2:
@@ -101,13 +106,21 @@ def image_files(folder: Path) -> Iterator[Path]:
 
 
 def _read_tree(root: Path) -> dict[str, list[tuple[Path, str]]]:
-    splits = {name: root / name for name in SPLITS if (root / name).is_dir()}
-    folders = splits if "train" in splits else {"all": root}
+    names = _folders(root)
+    splits = {name: root / name for name in SPLITS if name in names}
+    marked = [name for name, folder in splits.items() if _folders(folder)]
+    has_splits = "train" in marked or (marked and sorted(marked) == names)
+    folders = splits if has_splits else {"all": root}
     return {name: list(_class_rows(folder)) for name, folder in folders.items()}
 
 
+def _folders(folder: Path) -> list[str]:
+    """Names of the visible folders in a folder, sorted."""
+    return sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
+
+
 def _class_rows(folder: Path) -> Iterator[tuple[Path, str]]:
-    names = sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
+    names = _folders(folder)
     if not names:
         raise DataError(f"{folder}: no class folders in it; expected {folder.name}/<class>/<image>")
     for name in names:
@@ -121,8 +134,8 @@ def _read_csv(path: Path) -> dict[str, list[tuple[Path, str]]]:
     named: dict[str, list[tuple[Path, str]]] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
+            reader = csv.DictReader(file, skipinitialspace=True)
+            columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             path_column = next((name for name in PATH_COLUMNS if name in columns), None)
             if path_column is None or "label" not in columns:
                 missing = "label" if path_column else "image_path"
@@ -130,9 +143,9 @@ def _read_csv(path: Path) -> dict[str, list[tuple[Path, str]]]:
                     f"{path}: no column {missing!r}; the header must be image_path,label[,split]"
                 )
             for row in reader:
-                split = _split_of(row.get("split"), path, reader.line_num)
-                file_path = path.parent / (row[path_column] or "")
-                label = row["label"]
+                split = _split_of(_cell(row, "split"), path, reader.line_num)
+                file_path = path.parent / _cell(row, path_column)
+                label = _cell(row, "label")
                 if not label:
                     raise DataError(f"{path}, line {reader.line_num}: the label is empty")
                 if not file_path.is_file():
@@ -144,15 +157,18 @@ def _read_csv(path: Path) -> dict[str, list[tuple[Path, str]]]:
         raise DataError(f"{path}: no rows below the header")
     if "all" in named and len(named) > 1:
         raise DataError(f"{path}: some rows have no split; give one to all rows or to none")
-    if "all" not in named and "train" not in named and len(named) > 1:
-        raise DataError(f"{path}: no row has the split 'train'")
     order = ("all", *SPLITS)
     return {
         name: sorted(named[name], key=lambda r: (r[1], r[0])) for name in order if name in named
     }
 
 
-def _split_of(cell: str | None, path: Path, line: int) -> str:
+def _cell(row: dict[str, str], column: str) -> str:
+    """A cell without spaces around it; a row may be too short to have it."""
+    return (row.get(column) or "").strip()
+
+
+def _split_of(cell: str, path: Path, line: int) -> str:
     if not cell:
         return "all"
     name = {"validation": "val", "valid": "val"}.get(cell.lower(), cell.lower())

@@ -215,9 +215,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def _flatten(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16-bit grey ("I;16..."), or 32-bit holding 16-bit values
+    if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
-        if grey.max(initial=0) > 255:
+        # "I;16..." is 16-bit, however dark; 32-bit "I" holds 16-bit values where any needs them.
+        if image.mode.startswith("I;16") or grey.max(initial=0) > 255:
             grey >>= 8
         return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":

@@ -13,11 +13,12 @@ from torch import Tensor
 from deitlt.errors import CheckpointError
 from deitlt.weights import Card, load_weights
 
-Size = Literal["nano", "tiny", "small", "base"]
+Size = Literal["pico", "nano", "tiny", "small", "base"]
 
-# Width, depth, heads. Tiny, small and base are DeiT's; nano is ours, for images of 32 px and below
-# where a full-depth transformer is wasted.
+# Width, depth, heads. Tiny, small and base are DeiT's. Nano (32 px and below) and pico (16 px and
+# below) are ours: on small images a full-depth transformer learns nothing more.
 SIZES: dict[Size, tuple[int, int, int]] = {
+    "pico": (64, 4, 4),
     "nano": (128, 6, 4),
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
@@ -30,7 +31,7 @@ class StudentConfig:
     """Shape of a student.
 
     Attributes:
-        size: nano, tiny, small or base.
+        size: pico, nano, tiny, small or base.
         img_size: side of the square input, px; a multiple of `patch_size`.
         patch_size: side of a patch, px.
         num_classes: `C`.

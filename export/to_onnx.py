@@ -35,6 +35,7 @@ def export_onnx(model: FusedStudent, card: Card, path: Path) -> None:
     )
     assert program is not None
     graph = program.model_proto
+    _strip_traces(graph)
     metadata = {
         "classes": card.classes,
         "train_counts": card.train_counts,
@@ -44,3 +45,11 @@ def export_onnx(model: FusedStudent, card: Card, path: Path) -> None:
     onnx.helper.set_model_props(graph, {k: json.dumps(v) for k, v in metadata.items()})
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, str(path))
+
+
+def _strip_traces(proto: onnx.ModelProto) -> None:
+    """Remove what the exporter notes of itself: half the file, and the paths of this machine."""
+    proto.graph.ClearField("metadata_props")
+    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")

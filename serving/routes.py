@@ -10,8 +10,6 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any
 
 from starlette.applications import Starlette
@@ -28,7 +26,6 @@ from deitlt.engine import Engine
 from deitlt.errors import (
     DeadlineExceeded,
     EngineClosed,
-    EngineError,
     ImageError,
     ImageTooLarge,
     Overloaded,
@@ -151,7 +148,7 @@ async def classify(request: Request) -> Response:
                 max_bytes=settings.max_bytes,
                 max_images=min(settings.max_images, engine.capacity),
             )
-            futures = submit_all(engine, images, options)
+            futures = engine.submit_all(images, options)
             outcomes = await asyncio.gather(
                 *map(asyncio.wrap_future, futures), return_exceptions=True
             )
@@ -186,26 +183,6 @@ def read_options(query: QueryParams) -> Options:
         else:
             raise UsageError(f"there is no option {name[:40]!r}; there are experts, top_k, blend")
     return Options(**fields)
-
-
-def submit_all(
-    engine: Engine, images: Sequence[bytes], options: Options
-) -> list[Future[Prediction]]:
-    """Queue all images of a request, or none.
-
-    Raises:
-        Overloaded: the queue has no room for all of them.
-        EngineClosed: the engine is shutting down.
-    """
-    futures: list[Future[Prediction]] = []
-    try:
-        for image in images:
-            futures.append(engine.submit(image, options))
-    except EngineError:
-        for future in futures:
-            future.cancel()
-        raise
-    return futures
 
 
 async def on_error(request: Request, error: Exception) -> Response:

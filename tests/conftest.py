@@ -2,9 +2,9 @@
 
 import io
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,6 +12,11 @@ from PIL import Image
 
 from deitlt.bundle import default_bundle
 from deitlt.classifier import Classifier, load
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
+
+pytest.register_assert_rewrite("tests.service_support")
 
 
 @pytest.fixture
@@ -69,3 +74,12 @@ def class_tree(png: Callable[[int], bytes]) -> Callable[[Path, Mapping[str, int]
         return root
 
     return make
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator["TestClient"]:
+    """The HTTP service in process, with the limits of `service_support`."""
+    from tests.service_support import in_process  # loads BentoML, which most tests do without
+
+    with in_process() as client:
+        yield client

@@ -2,9 +2,12 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 
+import numpy as np
 import pytest
 
 from deitlt.classifier import Classifier, ImageLike, Options, Prediction
@@ -54,14 +57,9 @@ def label(future: Future[Prediction]) -> str:
 
 
 def settled(future: Future[Prediction], gated: Gated) -> None:
-    """Open the gate and return once the engine has taken back the slot of this image.
-
-    Callbacks run in the order they were added, and the engine's was first.
-    """
-    done = threading.Event()
-    future.add_done_callback(lambda _: done.set())
+    """Let this image end; its slot is free as soon as that can be seen."""
     gated.gate.set()
-    assert done.wait(TIMEOUT_S)
+    future.exception(TIMEOUT_S)
     gated.gate.clear()
 
 
@@ -122,20 +120,32 @@ def test_close_finishes_what_was_taken_and_then_refuses(gated: Gated) -> None:
     for wait in (False, True):
         with pytest.raises(EngineClosed, match="shutting down"):
             engine.submit("after", wait=wait)
+    with pytest.raises(EngineClosed):
+        engine.submit_all(["after", "after"])
     engine.close()  # closing twice is allowed
 
 
 def test_close_leaves_no_caller_waiting_for_room(gated: Gated) -> None:
     engine = Engine(gated, num_workers=1, queue_size=0)
-    engine.submit("first")
-    with ThreadPoolExecutor(2) as callers:
-        waiting = callers.submit(engine.submit, "second", wait=True)
-        closing = callers.submit(engine.close)
-        gated.gate.set()
-        closing.result(TIMEOUT_S)
-        # Which of the two came first is chance; either answer is right, hanging is not.
-        error = waiting.exception(TIMEOUT_S)
-        assert isinstance(error, EngineClosed) or label(waiting.result()) == "second"
+    first = engine.submit("first")
+    refused: SimpleQueue[EngineClosed] = SimpleQueue()
+
+    def wait_for_room() -> None:
+        try:
+            engine.submit("no room", wait=True)
+        except EngineClosed as error:
+            refused.put(error)
+
+    callers = [*[wait_for_room] * 3, engine.close]
+    threads = [threading.Thread(target=caller, daemon=True) for caller in callers]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):  # while the image in work still holds the only slot
+        refused.get(timeout=TIMEOUT_S)
+    assert threads[-1].is_alive()
+    gated.gate.set()
+    threads[-1].join(TIMEOUT_S)
+    assert label(first) == "first"
 
 
 def test_a_bad_image_raises_its_own_error(gated: Gated) -> None:
@@ -174,6 +184,117 @@ def test_a_slot_comes_back_after_deadline_and_cancellation(gated: Gated) -> None
         futures = [engine.submit("last", wait=True) for _ in range(2)]
         assert [label(future) for future in futures] == ["last", "last"]
     assert "dropped" not in gated.seen
+
+
+@pytest.mark.parametrize("image", ["good", b"bad", b"crash"])
+def test_a_slot_is_free_before_the_end_can_be_seen(
+    image: str | bytes, gated: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gated.gate.set()
+    again: list[Future[Prediction]] = []
+    name = "set_result" if image == "good" else "set_exception"
+    publish = getattr(Future, name)
+    with Engine(gated, num_workers=1, queue_size=0) as engine:
+
+        def resubmit_then_publish(future: Future[Prediction], outcome: object) -> None:
+            if not again:
+                again.append(engine.submit("again"))
+            publish(future, outcome)
+
+        monkeypatch.setattr(Future, name, resubmit_then_publish)
+        first = engine.submit(image)
+        assert (first.exception(TIMEOUT_S) is None) == (image == "good")
+        assert label(again[0]) == "again"
+
+
+def test_an_image_is_let_go_of_when_its_future_is_cancelled(gated: Gated) -> None:
+    with Engine(gated, num_workers=1) as engine:
+        engine.submit("first")
+        assert gated.started.acquire(timeout=TIMEOUT_S)
+        image = np.zeros((1, 1, 3), np.uint8)
+        alive = weakref.ref(image)
+        future = engine.submit(image)
+        del image
+        assert alive() is not None
+        assert future.cancel()
+        assert alive() is None  # although the worker has not come to it yet
+        gated.gate.set()
+    assert gated.seen == ["first"]
+
+
+def test_several_are_admitted_in_order_or_not_at_all(gated: Gated) -> None:
+    with Engine(gated, num_workers=1, queue_size=3) as engine:
+        first = engine.submit("first")
+        for _ in range(3):
+            with pytest.raises(Overloaded, match="4 images"):
+                engine.submit_all(["no"] * 4)
+        futures = engine.submit_all(["1", "2", "3"])  # the refused left no trace
+        with pytest.raises(Overloaded):
+            engine.submit("no room")
+        assert engine.submit_all([]) == []
+        gated.gate.set()
+        assert [label(future) for future in [first, *futures]] == ["first", "1", "2", "3"]
+    assert gated.seen == ["first", "1", "2", "3"]
+
+
+def test_several_share_options_and_deadline(
+    classifier: Classifier, png: Callable[[int], bytes]
+) -> None:
+    options = Options(top_k=3, experts=True)
+    images = [png(seed) for seed in range(3)]
+    with Engine(classifier, num_workers=1) as engine:
+        futures = engine.submit_all(images, options, deadline=time.monotonic() + 1000)
+        for image, future in zip(images, futures, strict=True):
+            assert future.result(TIMEOUT_S) == classifier.predict_each([image], options)[0]
+        for future in engine.submit_all(images, options, deadline=0.0):
+            with pytest.raises(DeadlineExceeded):
+                future.result(TIMEOUT_S)
+
+
+def test_more_than_the_engine_ever_holds_are_not_told_to_try_again(gated: Gated) -> None:
+    with Engine(gated, num_workers=1, queue_size=1) as engine:
+        with pytest.raises(UsageError, match="at most 2"):
+            engine.submit_all(["no"] * 3)
+        gated.gate.set()
+        assert [label(future) for future in engine.submit_all(["1", "2"])] == ["1", "2"]
+
+
+def test_of_two_that_cannot_both_have_room_one_is_admitted(gated: Gated) -> None:
+    barrier = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as callers, Engine(gated, num_workers=1, queue_size=2) as engine:
+
+        def submit_two() -> list[Future[Prediction]]:
+            barrier.wait(TIMEOUT_S)
+            try:
+                return engine.submit_all(["a", "b"])
+            except Overloaded:
+                return []
+
+        for _ in range(100):
+            gated.gate.clear()
+            both = [callers.submit(submit_two) for _ in range(2)]
+            admitted = [caller.result(TIMEOUT_S) for caller in both]
+            gated.gate.set()
+            assert sorted(map(len, admitted)) == [0, 2]
+            assert [label(future) for future in admitted[0] + admitted[1]] == ["a", "b"]
+
+
+def test_an_exception_leaves_what_is_not_begun(gated: Gated) -> None:
+    futures: list[Future[Prediction]] = []
+
+    def leave() -> None:
+        with Engine(gated, num_workers=1, queue_size=5) as engine:
+            futures.extend(engine.submit_all(["begun", "waiting", "waiting"]))
+            assert gated.started.acquire(timeout=TIMEOUT_S)
+            # What is begun ends only after the others were given up.
+            futures[-1].add_done_callback(lambda _: gated.gate.set())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        leave()
+    assert label(futures[0]) == "begun"
+    assert [future.cancelled() for future in futures] == [False, True, True]
+    assert gated.seen == ["begun"]
 
 
 @pytest.mark.parametrize(("workers", "queue"), [(0, 1), (-1, 64), (1, -1)])

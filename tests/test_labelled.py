@@ -62,6 +62,51 @@ def test_a_single_tree(tmp_path: Path, class_tree: Tree) -> None:
     assert len(splits["all"]) == len(list(image_files(tmp_path)))
 
 
+@pytest.mark.parametrize("names", [["test"], ["val"], ["val", "test"]])
+def test_a_tree_to_evaluate_on_needs_no_train(
+    names: list[str], tmp_path: Path, class_tree: Tree
+) -> None:
+    for number, name in enumerate(names, start=1):
+        class_tree(tmp_path / name, {"a": number, "b": 1})
+    (tmp_path / ".cache" / "old").mkdir(parents=True)
+    (tmp_path / "README.md").touch()
+    splits = read_labelled(tmp_path, classes=["b", "c", "a"])
+    counts = {name: split.counts().tolist() for name, split in splits.items()}
+    assert counts == {name: [1, 0, number] for number, name in enumerate(names, start=1)}
+    if len(names) == 1:
+        assert read_labelled(tmp_path)[names[0]].classes == ["a", "b"]
+    else:
+        assert "has val and test, but no train" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["bus", "train"], ["test", "train"], ["bus", "test"]])
+def test_a_class_may_be_called_like_a_split(
+    names: list[str], tmp_path: Path, class_tree: Tree
+) -> None:
+    class_tree(tmp_path, dict.fromkeys(names, 2))
+    splits = read_labelled(tmp_path)
+    assert list(splits) == ["all"]
+    assert splits["all"].classes == names
+    assert splits["all"].counts().tolist() == [2, 2]
+
+
+def test_a_class_called_test_may_hold_folders_among_others(
+    tmp_path: Path, class_tree: Tree
+) -> None:
+    class_tree(tmp_path / "test", {"deeper": 2})
+    class_tree(tmp_path, {"bus": 1})
+    assert read_labelled(tmp_path)["all"].counts().tolist() == [1, 2]
+
+
+def test_beside_a_train_of_folders_another_folder_is_no_split(
+    tmp_path: Path, class_tree: Tree
+) -> None:
+    class_tree(tmp_path / "train", {"a": 1, "b": 2})
+    class_tree(tmp_path / "rejected", {"c": 1})
+    splits = read_labelled(tmp_path)
+    assert {name: split.counts().tolist() for name, split in splits.items()} == {"train": [1, 2]}
+
+
 def test_a_subset_keeps_the_classes(tmp_path: Path, class_tree: Tree) -> None:
     whole = read_labelled(class_tree(tmp_path, {"a": 2, "b": 2}))["all"]
     part = whole.subset(whole.labels.argsort()[::-1][:1])
@@ -119,6 +164,34 @@ def test_absolute_paths_quotes_and_a_byte_order_mark(images: Path) -> None:
     assert read_labelled(file)["all"].classes == ["ant, red", "bee"]
 
 
+def test_spaces_around_a_cell_do_not_count(images: Path) -> None:
+    file = write_csv(
+        images,
+        " image_path , label, split ",
+        " img/ant/0.png , ant , train",
+        'img/bee/0.png, "a bee " ,train ',
+        "img/bee/1.png,a bee,  ",
+    )
+    assert "some rows have no split" in refusal(file)
+    file.write_text(file.read_text().replace("bee,  ", "bee, test "))
+    splits = read_labelled(file)
+    assert {name: split.labels.tolist() for name, split in splits.items()} == {
+        "train": [0, 1],
+        "test": [0],
+    }
+    assert splits["train"].classes == ["a bee", "ant"]
+    assert splits["train"].paths == [images / "img/bee/0.png", images / "img/ant/0.png"]
+
+
+def test_a_csv_to_evaluate_on_needs_no_train(images: Path) -> None:
+    rows = ["img/ant/0.png,ant,val", "img/bee/0.png,bee,test"]
+    splits = read_labelled(write_csv(images, "image_path,label,split", *rows), ["bee", "ant"])
+    assert {name: split.labels.tolist() for name, split in splits.items()} == {
+        "val": [1],
+        "test": [0],
+    }
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_an_empty_class_folder(split: str, tmp_path: Path, class_tree: Tree) -> None:
     class_tree(tmp_path / "train", {"a": 1, "b": 1})
@@ -158,6 +231,7 @@ def test_folders_that_hold_no_classes(tmp_path: Path, class_tree: Tree) -> None:
         (["image_path,label", ",ant"], "line 2: there is no file"),
         (["image_path,label", "img/ant,ant"], "line 2: there is no file"),
         (["image_path,label", "img/ant/0.png,"], "line 2: the label is empty"),
+        (["image_path,label", "img/ant/0.png,  "], "line 2: the label is empty"),
         (["image_path,label", "img/ant/0.png"], "line 2: the label is empty"),
         (["image_path,label", "img/ant/0.png,ant", "img/ant/1.png,ant"], "at least two classes"),
         (["image_path,label,split", "img/ant/0.png,ant,dev"], "line 2: split 'dev'"),
@@ -167,7 +241,7 @@ def test_folders_that_hold_no_classes(tmp_path: Path, class_tree: Tree) -> None:
         ),
         (
             ["image_path,label,split", "img/ant/0.png,ant,val", "img/bee/0.png,bee,test"],
-            "no row has the split 'train'",
+            "has val and test, but no train",
         ),
         (
             [

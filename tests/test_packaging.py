@@ -1,10 +1,12 @@
-"""The wheel holds the library and nothing else, and asks for exactly one ONNX Runtime."""
+"""The wheel holds the library and nothing else, asks for one ONNX Runtime, and needs no torch."""
 
+import csv
+import os
 import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email import message_from_bytes
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from packaging.requirements import Requirement
 
 import deitlt
 from deitlt.bundle import open_bundle
+from deitlt.classifier import Classifier
 
 ROOT = Path(__file__).parents[1]
 RUNTIMES = {"onnxruntime", "onnxruntime-gpu"}
@@ -29,15 +32,45 @@ MACHINES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+@pytest.fixture(scope="session")
+def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built once; the build and the installation below need the package index."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "-w", str(folder)]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert built.returncode == 0, built.stderr
+    succeed(sys.executable, "-m", "pip", "wheel", ROOT, "--no-deps", "-w", folder)
     (file,) = folder.glob("*.whl")
-    with zipfile.ZipFile(file) as archive:
+    return file
+
+
+@pytest.fixture(scope="session")
+def wheel(wheel_file: Path) -> Iterator[zipfile.ZipFile]:
+    """The open wheel."""
+    with zipfile.ZipFile(wheel_file) as archive:
         yield archive
+
+
+@pytest.fixture(scope="session")
+def programs(wheel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the programs of a fresh environment: the wheel, what it asks for, nothing else."""
+    folder = tmp_path_factory.mktemp("installed")
+    succeed(sys.executable, "-m", "venv", "--without-pip", folder)
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    pip = [sys.executable, "-m", "pip", "--python", str(programs / "python")]
+    succeed(*pip, "install", "--no-compile", wheel_file)
+    return programs
+
+
+def succeed(*command: str | Path, cwd: Path | None = None) -> str:
+    """Standard output of a program that must end with status 0, whatever this Python is told."""
+    result = run(*command, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(
+        command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +106,28 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     assert metadata["License-Expression"] == "MIT"
     assert f"{information}/licenses/LICENSE" in wheel.namelist()
     assert "deitlt = deitlt.cli:main" in wheel.read(f"{information}/entry_points.txt").decode()
+
+
+def test_a_fresh_install_predicts_without_torch(
+    programs: Path, tmp_path: Path, png: Callable[[int], bytes], classifier: Classifier
+) -> None:
+    (tmp_path / "photos").mkdir()
+    images = [png(seed) for seed in range(7)]
+    for number, image in enumerate(images):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(image)
+    python = programs / "python"
+    where = succeed(python, "-c", "import deitlt; print(deitlt.__file__)", cwd=tmp_path)
+    assert Path(where.strip()).is_relative_to(programs.parent)
+    for missing in ("torch", "timm", "bentoml", "serving", "training", "export"):
+        result = run(python, "-c", f"import {missing}", cwd=tmp_path)
+        assert f"No module named '{missing}'" in result.stderr
+    succeed(programs / "deitlt", "predict", "photos", "--output", "rows.csv", cwd=tmp_path)
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["filename"] for row in rows] == [f"{number}.png" for number in range(7)]
+    for row, expected in zip(rows, classifier.predict(images), strict=True):
+        assert (row["label"], row["error"]) == (expected.label, "")
+        assert float(row["prob"]) == pytest.approx(expected.probability, abs=1e-3)
 
 
 @pytest.mark.parametrize(("platform", "machine", "expected"), MACHINES)

@@ -4,7 +4,7 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from deitlt.batch import Source, find_sources, predict_iter, write_csv
 from deitlt.classifier import Classifier, Options, Prediction
 from deitlt.cli import main
 from deitlt.engine import Engine
-from deitlt.errors import DecodeFailed, ImageError, UsageError
+from deitlt.errors import DecodeFailed, UsageError
 
 Png = Callable[[int], bytes]
 
@@ -75,6 +75,23 @@ def test_inputs_keep_their_order_and_names(photos: Path, tmp_path: Path) -> None
     assert run(photos / "b.png", pattern, photos / "a.PNG", "--output", output) == 0
     names = [photos / name for name in ("b.png", "sub/c.png", "sub/deep/d.png", "a.PNG")]
     assert [row["filename"] for row in rows(output)] == [name.as_posix() for name in names]
+
+
+def test_images_of_two_folders_keep_apart(
+    photos: Path, tmp_path: Path, png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.png").write_bytes(png(9))
+    monkeypatch.chdir(tmp_path)
+    assert run("photos", "more", photos / "sub", "--output", "rows.csv") == 0
+    names = [row["filename"] for row in rows(Path("rows.csv"))]
+    assert names == [
+        *(f"photos/{name}" for name in ("a.PNG", "b.png", "sub/c.png", "sub/deep/d.png")),
+        "more/b.png",
+        *(f"{photos.as_posix()}/sub/{name}" for name in ("c.png", "deep/d.png")),
+    ]
+    assert run("photos", "more/b.png", "--output", "rows.csv", "--overwrite") == 0
+    assert [row["filename"] for row in rows(Path("rows.csv"))] == names[:5]
 
 
 def test_a_pattern_is_sorted(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,44 +267,6 @@ def test_a_name_that_is_no_unicode_comes_back_byte_for_byte(tmp_path: Path, png:
     (tmp_path / "in" / os.fsdecode(b"caf\xe9.png")).write_bytes(png(0))
     assert run(tmp_path / "in", "--output", tmp_path / "o.csv") == 0
     assert (tmp_path / "o.csv").read_bytes().splitlines()[1].startswith(b"caf\xe9.png,1,")
-
-
-def test_a_killed_run_keeps_the_old_rows_and_what_it_had(photos: Path, tmp_path: Path) -> None:
-    output = tmp_path / "rows.csv"
-    output.write_text("former rows")
-    script = """
-import os, signal, sys
-from pathlib import Path
-from deitlt.batch import find_sources, write_csv
-from deitlt.errors import DecodeFailed
-def results():
-    for number, source in enumerate(find_sources([sys.argv[1]])):
-        if number == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield source, DecodeFailed("damaged")
-write_csv(Path(sys.argv[2]), results(), experts=False, model_version="v", overwrite=True)
-"""
-    killed = subprocess.run([sys.executable, "-c", script, str(photos), str(output)], timeout=60)
-    assert killed.returncode == -9
-    assert output.read_text() == "former rows"
-    assert [r["filename"] for r in rows(tmp_path / "rows.csv.partial")] == ["a.PNG", "b.png"]
-    # The same command again finishes, and leaves nothing of the killed run.
-    assert run(photos, "--output", output, "--overwrite") == 0
-    assert len(rows(output)) == 4
-    assert not (tmp_path / "rows.csv.partial").exists()
-
-
-def test_an_interrupted_run_keeps_the_old_rows(tmp_path: Path) -> None:
-    output = tmp_path / "rows.csv"
-    output.write_text("former rows")
-
-    def results() -> Iterator[tuple[Source, Prediction | ImageError]]:
-        yield Source(tmp_path / "a.png", "a.png"), DecodeFailed("damaged")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_csv(output, results(), experts=False, model_version="v", overwrite=True)
-    assert output.read_text() == "former rows"
 
 
 def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -139,6 +139,24 @@ def test_sixteen_bit_grey_keeps_its_high_byte(encode: Encode) -> None:
         np.testing.assert_array_equal(result, np.repeat((ramp // 256)[..., None], 3, axis=2))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_dark_sixteen_bit_picture_stays_dark(kind: str, encode: Encode) -> None:
+    ramp = np.arange(24 * 20, dtype=np.uint16).reshape(20, 24)
+    for dark in (ramp, np.minimum(ramp, 255)):  # also where no value needs more than 8 bits
+        result = np.asarray(decode(encode(Image.fromarray(dark), kind)))
+        expected = np.repeat((dark // 256)[..., None], 3, axis=2)
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize(("highest", "divisor"), [(255, 1), (256, 256), (65535, 256)])
+def test_of_32_bit_grey_the_values_tell_the_depth(highest: int, divisor: int) -> None:
+    ramp = np.linspace(0, highest, 24 * 20).astype(np.int32).reshape(20, 24)
+    image = Image.fromarray(ramp)
+    assert image.mode == "I"
+    expected = np.repeat((ramp // divisor)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), expected)
+
+
 def test_cmyk_jpeg(encode: Encode) -> None:
     red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     result = np.asarray(decode(encode(red, "JPEG", quality=95))).astype(int)

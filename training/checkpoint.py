@@ -50,31 +50,33 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def start(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-        """Claim the folder for this recipe, before any time is spent.
+    def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+        """Refuse a folder this run must not use, before any time is spent; changes nothing.
 
         Raises:
             CheckpointError: it holds another run, another recipe, or other files.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             raise CheckpointError(f"{self.path}: is a file; name a folder for the run")
-        wanted = json.loads(json.dumps(asdict(recipe)))
         if (self.path / RECIPE).is_file():
             if resume:
-                self._check_same_recipe(wanted)
-                return
-            if not overwrite:
+                self._check_same_recipe(_plain(recipe))
+            elif not overwrite:
                 raise CheckpointError(
                     f"{self.path}: holds a run already; "
                     "pass --resume to continue it or --overwrite to start anew"
                 )
-            for name in (RESUME, RESULTS, *WEIGHTS, RECIPE):
-                (self.path / name).unlink(missing_ok=True)
         elif self.path.exists() and any(self.path.iterdir()):
             raise CheckpointError(f"{self.path}: holds other files; name an empty or new folder")
-        self.path.mkdir(exist_ok=True)
-        write_json(self.path / RECIPE, wanted)
+
+    def start(self, recipe: Recipe, *, resume: bool) -> None:
+        """Claim the folder for this recipe; without `resume`, a former run in it is gone."""
+        if resume and (self.path / RECIPE).is_file():
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in (RESUME, RESULTS, *WEIGHTS):
+            (self.path / name).unlink(missing_ok=True)
+        write_json(self.path / RECIPE, _plain(recipe))
 
     def save(
         self,
@@ -135,6 +137,12 @@ class RunFolder:
                     f"{self.path}: was started with --{kebab(name)} {saved.get(name)}, not "
                     f"{wanted[name]}; resume with the same recipe or name another --output"
                 )
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON gives it back: tuples are lists."""
+    fields: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return fields
 
 
 def _to_csv(history: list[dict[str, Any]]) -> str:

@@ -106,7 +106,7 @@ class StudentRecipe(Recipe):
     """A DeiT-LT student, distilled from a teacher on out-of-distribution images."""
 
     size: Size
-    """nano (ours), tiny, small or base (DeiT's)."""
+    """pico or nano (ours, for small images), tiny, small or base (DeiT's)."""
     patch_size: int
     """Side of a patch, px."""
     drop_path_rate: float = 0.1

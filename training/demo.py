@@ -140,7 +140,10 @@ def server() -> Iterator[str]:
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--port", str(port)]
     print(f"$ DEITLT_MODEL={BUNDLE} bentoml serve {SERVICE} --port {port}", flush=True)
     environment = {**os.environ, "DEITLT_MODEL": str(BUNDLE), "BENTOML_DO_NOT_TRACK": "True"}
-    process = subprocess.Popen([*command, "--host", "127.0.0.1"], env=environment)
+    # A session of its own, so that a server that will not end can be killed with its workers.
+    process = subprocess.Popen(
+        [*command, "--host", "127.0.0.1"], env=environment, start_new_session=True
+    )
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process)
@@ -150,7 +153,7 @@ def server() -> Iterator[str]:
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

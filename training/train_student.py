@@ -64,7 +64,7 @@ def train_student(command: StudentCommand) -> None:
     check_teacher(teacher.card, splits.train, command.teacher)
     teacher.model.to(device)
     run = RunFolder(command.output)
-    run.start(recipe, resume=command.resume, overwrite=command.overwrite)
+    run.check(recipe, resume=command.resume, overwrite=command.overwrite)
     counts = splits.train.counts()
     data_sha256 = files_sha256(splits.train)
     loader = TrainingLoader(
@@ -75,6 +75,9 @@ def train_student(command: StudentCommand) -> None:
         num_workers=command.workers,
         device=device,
     )
+    val_images = None
+    if splits.val is not None:
+        val_images = EvaluationImages(splits.val, recipe.preprocess(), device)
 
     seed_global(recipe.seed, Stream.WEIGHTS)
     config = StudentConfig(
@@ -101,16 +104,15 @@ def train_student(command: StudentCommand) -> None:
         )
         save_weights(command.output / "student.safetensors", model, card)
 
-    validation = (
-        None
-        if splits.val is None
-        else Validation(
-            EvaluationImages(splits.val, recipe.preprocess(), device),
+    validation = None
+    if val_images is not None:
+        validation = Validation(
+            val_images,
             lambda images: student_logits(model, images),
             counts.tolist(),
             head="average",
         )
-    )
+    run.start(recipe, resume=command.resume)
     train(
         run,
         recipe,

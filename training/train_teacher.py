@@ -51,7 +51,7 @@ def train_teacher(command: TeacherCommand) -> None:
     splits = load_splits(command.data, recipe)
     print(splits.describe())
     run = RunFolder(command.output)
-    run.start(recipe, resume=command.resume, overwrite=command.overwrite)
+    run.check(recipe, resume=command.resume, overwrite=command.overwrite)
     counts = splits.train.counts()
     data_sha256 = files_sha256(splits.train)
     loader = TrainingLoader(
@@ -62,6 +62,9 @@ def train_teacher(command: TeacherCommand) -> None:
         num_workers=command.workers,
         device=device,
     )
+    val_images = None
+    if splits.val is not None:
+        val_images = EvaluationImages(splits.val, recipe.preprocess(), device)
 
     seed_global(recipe.seed, Stream.WEIGHTS)
     architecture = {"name": "resnet32", "num_classes": len(counts)}
@@ -103,16 +106,15 @@ def train_teacher(command: TeacherCommand) -> None:
         )
         save_weights(command.output / "teacher.safetensors", model, card)
 
-    validation = (
-        None
-        if splits.val is None
-        else Validation(
-            EvaluationImages(splits.val, recipe.preprocess(), device),
+    validation = None
+    if val_images is not None:
+        validation = Validation(
+            val_images,
             lambda images: teacher_logits(model, images),
             counts.tolist(),
             head="teacher",
         )
-    )
+    run.start(recipe, resume=command.resume)
     train(
         run,
         recipe,

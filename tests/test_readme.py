@@ -1,0 +1,139 @@
+"""Every command and every Python line of the README, run on small real data."""
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from serving.service import LongTailClassifier
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.splitlines()
+    if line.strip()
+]
+# What makes a full-size command of the README finish in seconds.
+SHRINK = ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--size", "nano"]
+
+
+def commands(program: str) -> list[list[str]]:
+    """The README's commands that begin like this, environment variables left out."""
+    bare = [words[1:] if words[0].startswith("DEITLT_") else words for words in COMMANDS]
+    wanted = program.split()
+    return [words for words in bare if words[: len(wanted)] == wanted]
+
+
+@pytest.fixture(scope="module")
+def home(
+    tmp_path_factory: pytest.TempPathFactory,
+    class_tree: Callable[[Path, Mapping[str, int]], Path],
+    png: Callable[[int], bytes],
+) -> Path:
+    """A user's folder with the files that the README names."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("DATA", "cifar10"):
+        class_tree(home / name / "train", {"a": 12, "b": 10})
+        class_tree(home / name / "test", {"a": 4, "b": 4})
+    class_tree(home, {"photos": 3})
+    for name in ("digit.png", "other.png"):
+        (home / name).write_bytes(png(1))
+    return home
+
+
+def test_every_command_is_tested_here() -> None:
+    programs = {" ".join(words[:3] if words[0] == "python" else words[:1]) for words in COMMANDS}
+    assert programs == {
+        "make",
+        "curl",
+        "python -m training.train_teacher",
+        "python -m training.train_student",
+        "python -m training.evaluate",
+        "python -m export.to_bundle",
+        "deitlt",
+        "DEITLT_MODEL=bundle/",
+    }
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [words[1] for words in commands("make")]
+    assert targets == ["demo", "serve", "test"]
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_your_own_data_from_training_to_predictions(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    own, cifar = commands("python -m training.train_student")
+    (teacher,) = commands("python -m training.train_teacher")
+    small = [*SHRINK[:-2], "--imbalance-factor", "None"]
+    assert import_module("training.train_teacher").main([*teacher[3:], *small]) == 0
+    train_student = import_module("training.train_student")
+    assert train_student.main([*own[3:], *SHRINK, "--imbalance-factor", "None"]) == 0
+    for program in ("training.evaluate", "export.to_bundle", "deitlt predict"):
+        words = (commands(f"python -m {program}") or commands(program))[0]
+        module, arguments = (
+            ("deitlt.cli", words[1:]) if words[0] == "deitlt" else (words[2], words[3:])
+        )
+        assert import_module(module).main(arguments) == 0, words
+    assert len((home / "predictions.csv").read_text().splitlines()) == 1 + 3
+
+    # The teacher above knows the classes of both sets, which are the same.
+    shrunk = ["--micro-batch-size", "None", "--img-size", "32", "--overwrite"]
+    assert train_student.main([*cifar[3:], *SHRINK, *shrunk, "--imbalance-factor", "2"]) == 0
+
+
+def test_the_service_that_the_readme_starts_is_the_one_there_is() -> None:
+    (words,) = commands("bentoml serve")
+    module, _, name = words[2].partition(":")
+    assert getattr(import_module(module), name) is LongTailClassifier
+
+
+def test_curl_lines_are_answered(home: Path) -> None:
+    lines = commands("curl")
+    assert len(lines) == 2
+    service: Any = LongTailClassifier  # BentoML's decorator has no types
+    with TestClient(service.to_asgi()) as client:
+        for words in lines:
+            url = words[-1].removeprefix("http://localhost:3000")
+            if "--data-binary" in words:
+                body = (home / words[words.index("--data-binary") + 1][1:]).read_bytes()
+                kind = words[words.index("-H") + 1].partition(": ")[2]
+                answer = client.post(url, content=body, headers={"Content-Type": kind})
+                assert len(answer.json()["top_k"]) == 3
+                assert set(answer.json()["experts"]) == {"cls", "dist", "agree"}
+            else:
+                forms = [words[i + 1] for i, word in enumerate(words) if word == "-F"]
+                parts = [form.split("=@") for form in forms]
+                files = [(name, (file, (home / file).read_bytes())) for name, file in parts]
+                answer = client.post(url, files=files)
+                assert [set(r) >= {"label"} for r in answer.json()["results"]] == [True, True]
+            assert answer.status_code == 200
+
+
+def test_python_lines_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    (block,) = [block for language, block in BLOCKS if language == "python"]
+    exec(compile(block, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_links_lead_to_files() -> None:
+    targets = re.findall(r"\]\((?!https?://)([^)]+)\)", README)
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,204 @@
+"""Settings, and a real `bentoml serve` from start to shutdown."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deitlt.bundle import default_bundle
+from deitlt.classifier import Classifier
+from deitlt.engine import usable_cores
+from deitlt.errors import UsageError
+from serving.settings import Settings
+from tests.service_support import (
+    CLASSIFY,
+    LIMITS,
+    MAX_BYTES,
+    PATIENCE_S,
+    as_files,
+    error_of,
+    picture,
+    plain,
+    wide_picture,
+    without_envelope,
+)
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+BENTOML = str(Path(sys.executable).with_name("bentoml"))
+
+
+def test_settings_have_defaults_that_an_empty_variable_keeps() -> None:
+    settings = Settings.from_environ({})
+    assert settings == Settings.from_environ({"DEITLT_MODEL": "", "DEITLT_WORKERS": ""})
+    assert settings.model == default_bundle()
+    assert settings.num_workers == usable_cores()
+    assert (settings.max_bytes, settings.timeout_s, settings.device) == (20 * 2**20, 30, "auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DEITLT_DEVICE", "gpu"),
+        *(("DEITLT_WORKERS", value) for value in ("0", "-1", "two", "1.5")),
+        ("DEITLT_QUEUE_SIZE", "-1"),
+        ("DEITLT_MAX_BYTES", "20MB"),
+        ("DEITLT_MAX_PIXELS", "178956971"),
+        ("DEITLT_MAX_IMAGES", "0"),
+        *(("DEITLT_TIMEOUT_S", value) for value in ("0", "nan", "inf", "301", "soon")),
+    ],
+)
+def test_a_wrong_setting_is_named(name: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"^{name} is '{value}'; it must be ") as caught:
+        Settings.from_environ({name: value})
+    assert "\n" not in str(caught.value)
+
+
+def serve_command(port: int) -> list[str]:
+    return [BENTOML, "serve", "serving.service:LongTailClassifier", "--port", str(port)]
+
+
+def serve_environ(tmp_path: Path, **settings: str) -> dict[str, str]:
+    others = {name: value for name, value in os.environ.items() if not name.startswith("DEITLT_")}
+    ours = {"BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "True"}
+    return {**others, **ours, **LIMITS, **settings}
+
+
+@contextmanager
+def serving(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A real server that is ready, and its port; killed with all its workers at the end."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    log = tmp_path / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*serve_command(port), "--host", "127.0.0.1"],
+            cwd=CHECKOUT,
+            env=serve_environ(tmp_path),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            wait_until_ready(process, port, log)
+            yield process, port
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(PATIENCE_S)
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        try:
+            ready = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=PATIENCE_S)
+            assert ready.status_code == 200, log.read_text()
+            return
+        except httpx.TransportError:
+            time.sleep(0.05)  # nothing tells that a port will be opened
+    pytest.fail(f"not ready in {PATIENCE_S} s\n{log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tmp_path_factory.mktemp("serve")) as (_, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_served_answers_equal_predict(url: str, classifier: Classifier) -> None:
+    assert httpx.get(f"{url}/livez").status_code == 200
+    data = picture(7, "JPEG")
+    response = httpx.post(f"{url}{CLASSIFY}?experts=true", content=data)
+    assert without_envelope(response.json()) == plain(classifier.predict([data], experts=True)[0])
+    several = httpx.post(f"{url}{CLASSIFY}", files=as_files(data, b"junk"))
+    assert ["error" in result for result in several.json()["results"]] == [False, True]
+
+
+def test_served_errors_have_the_one_body(url: str) -> None:
+    address = f"{url}{CLASSIFY}"
+    error_of(httpx.post(address), 400, "bad_request")
+    error_of(httpx.get(f"{url}/nothing"), 404, "not_found")
+    error_of(httpx.get(address), 405, "method_not_allowed")
+    error_of(httpx.post(address, content=wide_picture()), 413, "too_large")
+    error_of(httpx.post(address, content=b"junk"), 415, "unsupported_image")
+    error_of(httpx.post(address, content=picture()[:-200]), 422, "decode_failed")
+
+
+def test_served_oversize_is_413_announced_or_chunked(url: str) -> None:
+    body = bytes(MAX_BYTES + 1)
+    error_of(httpx.post(f"{url}{CLASSIFY}", content=body), 413, "too_large")
+    chunks = (body[i : i + 10_000] for i in range(0, len(body), 10_000))
+    chunked = httpx.post(f"{url}{CLASSIFY}", content=chunks)
+    assert "transfer-encoding" in chunked.request.headers
+    error_of(chunked, 413, "too_large")
+
+
+def test_served_index_is_json(url: str) -> None:
+    response = httpx.get(url)
+    assert response.headers["content-type"] == "application/json"
+    assert "://" not in response.text
+
+
+def read_until(connection: socket.socket, end: bytes) -> bytes:
+    received = b""
+    while end not in received:
+        received += (data := connection.recv(65536))
+        assert data, received
+    return received
+
+
+def test_sigterm_finishes_what_is_in_flight(tmp_path: Path) -> None:
+    data = picture()
+    head = (
+        f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
+        "Expect: 100-continue\r\n\r\n"
+    )
+    with serving(tmp_path) as (process, port), ExitStack() as stack:
+        busy, idle = (
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S))
+            for _ in range(2)
+        )
+        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        read_until(idle, b"\r\n\r\n\n")
+        busy.sendall(head.encode())
+        read_until(busy, b"100 Continue\r\n\r\n")  # our route is waiting for the body now
+        process.terminate()
+        assert idle.recv(1) == b""  # the server hangs up on the idle: it is shutting down
+        assert process.poll() is None
+        busy.sendall(data)
+        answer = read_until(busy, b'"request_id"')
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert process.wait(PATIENCE_S) == 0
+    assert "Completed cleanup hook: close" in (tmp_path / "serve.log").read_text()
+
+
+@pytest.mark.parametrize("wrong", ["setting", "bundle"])
+def test_a_wrong_start_is_one_line_and_a_status(tmp_path: Path, wrong: str) -> None:
+    bundle = shutil.copytree(default_bundle(), tmp_path / "bundle")
+    with (bundle / "model.onnx").open("ab") as model:
+        model.write(b"!")
+    settings, reason = {
+        "setting": ({"DEITLT_WORKERS": "many"}, "DEITLT_WORKERS is 'many'"),
+        "bundle": ({"DEITLT_MODEL": str(bundle)}, f"{bundle / 'model.onnx'}: changed since"),
+    }[wrong]
+    result = subprocess.run(
+        serve_command(0),
+        cwd=CHECKOUT,
+        env=serve_environ(tmp_path, **settings),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert result.returncode == 1
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert reason in line
