@@ -33,8 +33,9 @@ class Command:
     """Start anew over the run in --output."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
-    workers: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 2
-    """Processes that read and augment images; 0 does it in the training process."""
+    workers: Annotated[int | None, tyro.conf.arg(aliases=["-j"])] = None
+    """Processes that read and augment images; 0 does it in the training process. By default 0 on a
+    CPU, where they would fight torch's threads for the cores, and up to 8 beside a GPU."""
 
 
 def run_program(program: str, argv: Sequence[str] | None, body: Callable[[list[str]], None]) -> int:

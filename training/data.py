@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from deitlt.engine import usable_cores
 from deitlt.errors import DataError
 from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.longtail import carve_validation, imbalance_factor, long_tailed_subset
@@ -174,9 +175,11 @@ class TrainingLoader:
         *,
         batch_size: int,
         seed: int,
-        num_workers: int,
+        num_workers: int | None,
         device: torch.device,
     ) -> None:
+        if num_workers is None:
+            num_workers = 0 if device.type == "cpu" else min(8, usable_cores())
         self._sampler = EpochSampler(len(images), batch_size, seed)
         self._device = device
         self._loader = DataLoader(

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stages: list[tuple[str, Callable[[], None]]] = [
         ("data: handwritten digits as PNG files", lambda: write_digits(DATA)),
         ("teacher: ResNet-32, LDAM-DRW, SAM", train_teacher),
-        ("student: DeiT-LT nano", train_student),
+        ("student: DeiT-LT pico", train_student),
         ("evaluation on the balanced test digits", evaluate),
         ("export: bundle checked against torch", export),
         ("service: real PNG files over HTTP", serve),

@@ -145,7 +145,7 @@ class Distillation:
         groups = param_groups_weight_decay(
             model, recipe.weight_decay, no_weight_decay_list=model.no_weight_decay()
         )
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=recipe.epochs,

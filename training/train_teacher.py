@@ -69,6 +69,8 @@ def train_teacher(command: TeacherCommand) -> None:
     seed_global(recipe.seed, Stream.WEIGHTS)
     architecture = {"name": "resnet32", "num_classes": len(counts)}
     model = build_teacher(architecture).to(device)
+    # Channels last make small convolutions up to a third faster, on CPU and GPU.
+    model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
@@ -83,6 +85,7 @@ def train_teacher(command: TeacherCommand) -> None:
         model.train()
         total = torch.zeros((), device=device)
         for images, labels in loader.epoch(epoch):
+            images = images.contiguous(memory_format=torch.channels_last)
             total += sam_step(
                 model,
                 optimizer,
