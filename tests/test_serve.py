@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -74,7 +73,10 @@ def serve_environ(tmp_path: Path, **settings: str) -> dict[str, str]:
 
 @contextmanager
 def serving(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A real server that is ready, and its port; killed with all its workers at the end."""
+    """A real server that is ready, and its port; asked to end at the end.
+
+    Not killed: its workers have sessions of their own and would stay.
+    """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     log = tmp_path / "serve.log"
@@ -85,14 +87,13 @@ def serving(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
             env=serve_environ(tmp_path),
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
         try:
             wait_until_ready(process, port, log)
             yield process, port
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.terminate()
             process.wait(PATIENCE_S)
 
 

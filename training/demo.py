@@ -8,7 +8,6 @@ import csv
 import json
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stage_start = time.perf_counter()
         try:
             stage()
-        except (subprocess.CalledProcessError, OSError, RuntimeError) as error:
+        except (subprocess.SubprocessError, OSError, RuntimeError) as error:
             print(f"demo: stage {number} failed: {error}", file=sys.stderr)
             return 1
         print(f"[{number}/{len(stages)}] done in {time.perf_counter() - stage_start:.1f} s")
@@ -135,26 +134,19 @@ def run(module: str, *arguments: str | Path) -> None:
 
 @contextmanager
 def server() -> Iterator[str]:
-    """A `bentoml serve` of the bundle on a free port; stopped, with all it started, at the end."""
+    """A `bentoml serve` of the bundle on a free port; stopped, with its workers, at the end."""
     port = free_port()
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--port", str(port)]
     print(f"$ DEITLT_MODEL={BUNDLE} bentoml serve {SERVICE} --port {port}", flush=True)
     environment = {**os.environ, "DEITLT_MODEL": str(BUNDLE), "BENTOML_DO_NOT_TRACK": "True"}
-    # A session of its own, so that a server that will not end can be killed with its workers.
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1"], env=environment, start_new_session=True
-    )
+    process = subprocess.Popen([*command, "--host", "127.0.0.1"], env=environment)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process)
         yield url
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.terminate()  # a kill would leave its workers behind
+        process.wait(STOP_TIMEOUT_S)
 
 
 def free_port() -> int:
