@@ -188,3 +188,29 @@ def test_evaluate_says_what_is_missing(
     assert "no such run folder" in complaint(evaluate.main(missing), capsys)
     split = [str(student), "--data", str(data), "--split", "all"]
     assert "has no all images" in complaint(evaluate.main(split), capsys)
+
+
+def test_evaluate_takes_other_data_as_it_is(
+    student: Path, class_tree: Tree, tmp_path: Path
+) -> None:
+    class_tree(tmp_path / "other" / "test", {"a": 2, "c": 1})
+    class_tree(tmp_path / "tree", {"b": 3, "c": 2})
+    for name, split, num_images in (("other", "test", 3), ("tree", "all", 5)):
+        where = ["--data", str(tmp_path / name), "--output", str(tmp_path)]
+        assert evaluate.main([str(student), *where]) == 0
+        metrics = json.loads((tmp_path / f"metrics-{split}.json").read_text())
+        assert metrics["num_images"] == num_images
+
+
+def test_evaluate_finds_the_runs_own_held_out_images(
+    student: Path, data: Path, tmp_path: Path
+) -> None:
+    _, card = load_weights(student, "student")
+    for split in ("val", "train"):
+        where = ["--data", str(data), "--split", split, "--output", str(tmp_path)]
+        assert evaluate.main([str(student), *where]) == 0
+    held_out = json.loads((tmp_path / "metrics-val.json").read_text())
+    # The very figures by which the epoch was selected.
+    assert held_out["heads"] == json.loads(json.dumps(card.validation))
+    trained_on = json.loads((tmp_path / "metrics-train.json").read_text())
+    assert trained_on["num_images"] == sum(card.train_counts)

@@ -37,14 +37,10 @@ class Splits:
     Attributes:
         train: what is trained on.
         val: held out to select the epoch; None selects the last.
-        test: touched by `training.evaluate` alone.
-        all: every image of a set without marked splits, before any is held out or left out.
     """
 
     train: LabelledImages
     val: LabelledImages | None
-    test: LabelledImages | None
-    all: LabelledImages | None
 
     def describe(self) -> str:
         """Counts for people, in the order of the classes."""
@@ -61,10 +57,11 @@ class Splits:
 
 
 def load_splits(source: Path, recipe: Recipe, classes: list[str] | None = None) -> Splits:
-    """The splits a recipe makes of a folder or CSV; the same ones every time.
+    """What a recipe trains on and holds out of a folder or CSV; the same images every time.
 
     First the long-tailed subset, if any, is drawn from the training images; then the held-out
     validation images are carved from what is left, unless the data has a `val` split of its own.
+    A `test` split is touched by `training.evaluate` alone.
 
     Raises:
         DataError: the data cannot be used as it is.
@@ -90,7 +87,7 @@ def load_splits(source: Path, recipe: Recipe, classes: list[str] | None = None) 
         )
         train = pool.subset(kept)
         val = pool.subset(held_out) if len(held_out) else None
-    return Splits(train, val, named.get("test"), named.get("all"))
+    return Splits(train, val)
 
 
 def files_sha256(images: LabelledImages) -> str:

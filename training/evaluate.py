@@ -11,14 +11,14 @@ import tyro
 
 from deitlt.errors import CheckpointError, DataError
 from deitlt.files import write_json, write_text
-from deitlt.labelled import LabelledImages
+from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.metrics import Report, format_table, per_class_csv
 from deitlt.student import load_student
 from deitlt.weights import Card
 from training.checkpoint import WEIGHTS
 from training.command_line import parse, run_program
 from training.config import Recipe, StudentRecipe, TeacherRecipe
-from training.data import EvaluationImages, load_splits
+from training.data import EvaluationImages, files_sha256, load_splits
 from training.loop import pick_device
 from training.scoring import head_reports, student_logits, teacher_logits
 from training.teachers import load_teacher
@@ -35,7 +35,8 @@ class EvaluateCommand:
     data: Path
     """Folder or CSV of labelled images; what the run was trained on, or other images."""
     split: Literal["train", "val", "test", "all"] | None = None
-    """Which images; by default test if there is one, else val (held out as in the run)."""
+    """Which images: by default test, else val, else all of a tree without marked splits. On the
+    data of the run, train and val are what it trained on and held out."""
     output: Path | None = None
     """Folder for metrics-SPLIT.json and per_class-SPLIT.csv; the run folder by default."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -95,13 +96,23 @@ def _recipe(card: Card) -> Recipe:
 
 
 def _pick_split(command: EvaluateCommand, recipe: Recipe, card: Card) -> tuple[str, LabelledImages]:
-    splits = load_splits(command.data, recipe, card.classes)
-    there = {"test": splits.test, "val": splits.val, "train": splits.train, "all": splits.all}
-    known = {name: images for name, images in there.items() if images is not None}
-    name: str = command.split or next(str(k) for k in known)
+    known = read_labelled(command.data, card.classes) | _own_splits(command.data, recipe, card)
+    order = ("test", "val", "all", "train")
+    name: str = command.split or next(name for name in order if name in known)
     if name not in known:
         raise DataError(f"{command.data}: has no {name} images, only {', '.join(known)}")
     return name, known[name]
+
+
+def _own_splits(data: Path, recipe: Recipe, card: Card) -> dict[str, LabelledImages]:
+    """What the run trained on and held out, if this is the data it was trained on."""
+    try:
+        splits = load_splits(data, recipe, card.classes)
+    except DataError:  # data to evaluate on alone need not be fit to train on
+        return {}
+    if files_sha256(splits.train) != card.train_files_sha256:
+        return {}
+    return {"train": splits.train} | ({"val": splits.val} if splits.val is not None else {})
 
 
 if __name__ == "__main__":
