@@ -28,7 +28,7 @@ def export_onnx(model: FusedStudent, card: Card, path: Path) -> None:
         (example,),
         input_names=[INPUT],
         output_names=list(OUTPUTS),
-        dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+        dynamic_shapes={"images": {0: "batch"}},
         opset_version=OPSET,
         dynamo=True,
         verbose=False,

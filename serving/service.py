@@ -4,9 +4,9 @@ DEITLT_MODEL=bundle/ bentoml serve serving.service:LongTailClassifier
 """
 
 import os
+import sys
 
 import bentoml
-from bentoml.exceptions import BentoMLException
 
 from serving.routes import Frontend
 from serving.settings import MAX_TIMEOUT_S, Settings
@@ -41,12 +41,12 @@ class LongTailClassifier:
         every second, for ever, with a traceback each time.
 
         Raises:
-            BentoMLException: a setting, the bundle or the device is wrong; `bentoml serve` prints
-                its text and exits with status 1.
+            SystemExit: a setting, the bundle or the device is wrong; status 2.
         """
         reason = why_not()
         if reason is not None:
-            raise BentoMLException(reason)
+            print(f"deitlt: {reason}", file=sys.stderr)
+            raise SystemExit(2)
 
     def __init__(self) -> None:
         settings = Settings.from_environ(os.environ)

@@ -200,6 +200,6 @@ def test_a_wrong_start_is_one_line_and_a_status(tmp_path: Path, wrong: str) -> N
         text=True,
         timeout=PATIENCE_S,
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     (line,) = (result.stdout + result.stderr).splitlines()
     assert reason in line
