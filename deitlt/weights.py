@@ -63,7 +63,7 @@ def load_weights(path: Path, kind: Kind) -> tuple[Tensors, Card]:
     Raises:
         CheckpointError: missing, damaged, or not of this kind.
     """
-    file = path / f"{kind}.safetensors" if path.is_dir() else path
+    file = weight_file(path, kind)
     tensors, fields = load_tensors(file)
     if fields.get("kind") != kind:
         raise CheckpointError(f"{file}: holds a {fields.get('kind', 'resume state')}, not a {kind}")
@@ -73,6 +73,11 @@ def load_weights(path: Path, kind: Kind) -> tuple[Tensors, Card]:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: its card was written by another version") from error
     return tensors, card
+
+
+def weight_file(path: Path, kind: Kind) -> Path:
+    """The weight file that `path`, a run folder or the file itself, stands for."""
+    return path / f"{kind}.safetensors" if path.is_dir() else path
 
 
 def save_tensors(path: Path, tensors: Tensors, fields: dict[str, Any]) -> None:

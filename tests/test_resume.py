@@ -1,6 +1,7 @@
 """Runs killed with SIGKILL and resumed end in the weights of an uninterrupted run, bit for bit."""
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deitlt.weights import load_tensors
+from deitlt.weights import load_tensors, save_tensors
 from training import train_student, train_teacher
 
 # Runs a program and kills it for good when the named function is called for the n-th time.
@@ -132,3 +133,22 @@ def test_no_file_of_a_run_is_a_pickle(student: Path) -> None:
         length = int.from_bytes(file.read_bytes()[:8], "little")
         assert file.read_bytes()[8:9] == b"{"
         assert 8 + length < file.stat().st_size
+
+
+def test_a_run_does_not_resume_with_another_teacher_or_other_images(
+    data: Path,
+    teacher: Path,
+    student: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = (student / "resume.safetensors").read_bytes()
+    tensors, fields = load_tensors(teacher / "teacher.safetensors")
+    save_tensors(tmp_path / "teacher.safetensors", tensors, {**fields, "epoch": 1})
+    fewer = shutil.copytree(data, tmp_path / "fewer")
+    (fewer / "a" / "0.png").unlink()
+    for source, guide in ((data, tmp_path), (fewer, teacher)):
+        where = ["--data", str(source), "--teacher", str(guide), "--output", str(student)]
+        assert train_student.main([*STUDENT, *COMMON, *where, "--resume"]) == 2
+        assert "other training images or with another teacher" in capsys.readouterr().err
+    assert (student / "resume.safetensors").read_bytes() == before

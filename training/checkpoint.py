@@ -83,7 +83,7 @@ class RunFolder:
         progress: Progress,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
-        data_sha256: str,
+        inputs_sha256: str,
     ) -> None:
         """Write a resume point and results.csv; a kill leaves the former resume point whole."""
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -91,19 +91,20 @@ class RunFolder:
             for name, value in state.items():
                 assert isinstance(value, torch.Tensor), f"optimiser state {name} is not a tensor"
                 tensors[f"optimizer.{index}.{name}"] = value
-        fields = {"kind": "resume", "data_sha256": data_sha256, **asdict(progress)}
+        fields = {"kind": "resume", "inputs_sha256": inputs_sha256, **asdict(progress)}
         save_tensors(self.path / RESUME, tensors, fields)
         write_text(self.path / RESULTS, _to_csv(progress.history))
 
     def load(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data_sha256: str
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs_sha256: str
     ) -> Progress:
         """Continue from the resume point; a fresh `Progress` where there is none yet.
 
         Learning rate and random numbers are functions of the epoch and need no state.
 
         Raises:
-            CheckpointError: the resume point is damaged, or was made on other images.
+            CheckpointError: the resume point is damaged, or was made on other images or with
+                another teacher.
         """
         path = self.path / RESUME
         if not path.is_file():
@@ -111,9 +112,10 @@ class RunFolder:
         tensors, fields = load_tensors(path)
         if fields.pop("kind", None) != "resume":
             raise CheckpointError(f"{path}: is not a resume point")
-        if fields.pop("data_sha256") != data_sha256:
+        if fields.pop("inputs_sha256") != inputs_sha256:
             raise CheckpointError(
-                f"{path}: was made on other training images; give the same --data, or --overwrite"
+                f"{path}: was made on other training images or with another teacher; "
+                "resume with the same ones, or pass --overwrite instead of --resume"
             )
         state: dict[int, dict[str, torch.Tensor]] = {}
         weights: dict[str, torch.Tensor] = {}

@@ -46,7 +46,7 @@ def train(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    data_sha256: str,
+    inputs_sha256: str,
     train_epoch: Callable[[int], dict[str, float]],
     validation: Validation | None,
     save_selected: Callable[[int, dict[str, Any]], None],
@@ -61,12 +61,12 @@ def train(
         recipe: what to do.
         model: trained in place.
         optimizer: holds the model's parameters.
-        data_sha256: identity of the training images.
+        inputs_sha256: identity of what the run learns from: the images, and the teacher if any.
         train_epoch: trains one epoch (from 0) and returns the figures of its row.
         validation: None selects the last epoch.
         save_selected: writes the weights to keep: `(epochs trained, validation figures)`.
     """
-    progress = run.load(model, optimizer, data_sha256)
+    progress = run.load(model, optimizer, inputs_sha256)
     if progress.epoch:
         print(f"resuming after epoch {progress.epoch} of {recipe.epochs}")
     bar = tqdm(
@@ -94,7 +94,7 @@ def train(
         progress.history.append(row)
         progress.epoch = epoch + 1
         if last or progress.epoch % recipe.checkpoint_epochs == 0:
-            run.save(progress, model, optimizer, data_sha256)
+            run.save(progress, model, optimizer, inputs_sha256)
         bar.set_postfix_str(f"loss {row['loss']:.3f}", refresh=False)
         if last or progress.epoch % max(1, recipe.epochs // MILESTONES) == 0:
             tqdm.write(_line(row, recipe.epochs))

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 
 from deitlt.errors import CheckpointError
+from deitlt.files import file_sha256
 from deitlt.labelled import LabelledImages
 from deitlt.student import DeiTLT, StudentConfig
-from deitlt.weights import Card, save_weights
+from deitlt.weights import Card, save_weights, weight_file
 from training.augment import student_mixing, student_transform
 from training.checkpoint import RunFolder
 from training.command_line import Command, parse, pick_recipe, run_program
@@ -112,13 +114,15 @@ def train_student(command: StudentCommand) -> None:
             counts.tolist(),
             head="average",
         )
+    teacher_sha256 = file_sha256(weight_file(command.teacher, "teacher"))
+    inputs = sha256(f"{data_sha256} {teacher_sha256}".encode())
     run.start(recipe, resume=command.resume)
     train(
         run,
         recipe,
         model,
         distillation.optimizer,
-        data_sha256=data_sha256,
+        inputs_sha256=inputs.hexdigest(),
         train_epoch=distillation.train_epoch,
         validation=validation,
         save_selected=save_selected,

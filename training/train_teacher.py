@@ -123,7 +123,7 @@ def train_teacher(command: TeacherCommand) -> None:
         recipe,
         model,
         optimizer,
-        data_sha256=data_sha256,
+        inputs_sha256=data_sha256,
         train_epoch=train_epoch,
         validation=validation,
         save_selected=save_selected,
