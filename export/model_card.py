@@ -9,13 +9,16 @@ from export.parity import Parity
 MIN_TEST_IMAGES = 5
 
 
-def model_card(manifest: dict[str, Any], reports: dict[str, Report], parity: Parity) -> str:
+def model_card(
+    manifest: dict[str, Any], reports: dict[str, Report], parity: Parity, source: str
+) -> str:
     """Markdown with a Hugging Face header.
 
     Args:
         manifest: fields of bundle.json known before the files are written.
         reports: figures of the heads `average`, `cls` and `dist` on the verification images.
         parity: how close the graph is to torch.
+        source: what the figures were taken on, for people.
     """
     counts, classes = manifest["train_counts"], manifest["classes"]
     average = reports["average"]
@@ -33,7 +36,7 @@ def model_card(manifest: dict[str, Any], reports: dict[str, Report], parity: Par
         f"{min(counts)} to {max(counts)} images a class, recipe `{manifest['recipe']['name']}`.",
         "CLS is the head expert, DIST the tail expert; `logits` is the mean of both.",
         "",
-        f"## Accuracy on {average.overall.num_images} labelled images (%)",
+        f"## Accuracy on the {average.overall.num_images} {source} (%)",
         "```",
         format_table(reports),
         "```",

@@ -94,7 +94,7 @@ def export_bundle(
     """
     check_free(output, overwrite=overwrite)
     model, card = load_student(checkpoint)
-    images = _pick_split(data, card, split)
+    split, images = _pick_split(data, card, split)
 
     def fill(folder: Path) -> dict[str, Any]:
         export_onnx(FusedStudent(model, card.preprocess), card, folder / MODEL)
@@ -109,13 +109,15 @@ def export_bundle(
         manifest = _manifest(card, name or output.resolve().name, parity)
         metrics = {
             "data": data.name,
+            "split": split,
             "num_images": len(images),
             "heads": {head: figures.to_dict() for head, figures in reports.items()},
         }
         write_json(folder / "metrics.json", metrics)
         rows = per_class_csv(card.classes, card.train_counts, reports)
         write_text(folder / "per_class.csv", rows)
-        write_text(folder / "README.md", model_card(manifest, reports, parity))
+        source = f"{split} images of {data.name}"
+        write_text(folder / "README.md", model_card(manifest, reports, parity, source))
         return manifest
 
     return write_bundle(output, fill, overwrite=overwrite)
@@ -139,12 +141,12 @@ def _evaluate(runtime: Runtime, images: LabelledImages, card: Card) -> dict[str,
     }
 
 
-def _pick_split(data: Path, card: Card, split: str | None) -> LabelledImages:
+def _pick_split(data: Path, card: Card, split: str | None) -> tuple[str, LabelledImages]:
     splits = read_labelled(data, classes=card.classes)
     name = split or next((s for s in SPLITS if s in splits), "train")
     if name not in splits:
         raise DataError(f"{data}: has no split {name!r}, only {', '.join(splits)}")
-    return splits[name]
+    return name, splits[name]
 
 
 def _manifest(card: Card, name: str, parity: Parity) -> dict[str, Any]:

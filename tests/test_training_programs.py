@@ -172,6 +172,14 @@ def test_a_taken_run_folder_is_never_clobbered(
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_diverging_run_stops_with_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data", str(data), "--output", str(tmp_path / "run")]
+    arguments = ["digits", *QUICK, *where, "--lr", "1e30", "--warmup-epochs", "0"]
+    assert "training diverged" in complaint(train_teacher.main(arguments), capsys)
+
+
 def test_without_held_out_images_the_last_epoch_is_kept(data: Path, tmp_path: Path) -> None:
     where = ["--data", str(data), "--output", str(tmp_path / "run")]
     assert train_teacher.main(["digits", *QUICK, *where, "--val-fraction", "0"]) == 0

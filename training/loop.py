@@ -1,5 +1,6 @@
 """The outer loop that teacher and student share: epochs, validation, selection, resume points."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,6 +66,10 @@ def train(
         train_epoch: trains one epoch (from 0) and returns the figures of its row.
         validation: None selects the last epoch.
         save_selected: writes the weights to keep: `(epochs trained, validation figures)`.
+
+    Raises:
+        CheckpointError: the resume point does not fit the run.
+        UsageError: the loss is no longer finite.
     """
     progress = run.load(model, optimizer, inputs_sha256)
     if progress.epoch:
@@ -79,6 +84,11 @@ def train(
     for epoch in bar:
         start = time.perf_counter()
         row: dict[str, Any] = {"epoch": epoch + 1, **train_epoch(epoch)}
+        if not math.isfinite(row["loss"]):
+            raise UsageError(
+                f"training diverged: the loss of epoch {epoch + 1} is {row['loss']}; what was "
+                f"selected before is kept in {run.path}; lower --lr and start anew"
+            )
         last = epoch + 1 == recipe.epochs
         if validation is not None:
             reports = validation.reports()
