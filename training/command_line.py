@@ -50,7 +50,8 @@ def run_program(program: str, argv: Sequence[str] | None, body: Callable[[list[s
         print(f"{program}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{program}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; continue with --resume", file=sys.stderr)
