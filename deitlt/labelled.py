@@ -1,18 +1,17 @@
-"""Labelled images on disk: a tree of class folders, or a CSV. Training and export read it."""
+"""Labelled images on disk: class folders, a CSV, or list files. Training and export read them."""
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from deitlt.csv_files import read_csv
 from deitlt.errors import DataError
+from deitlt.labelled_rows import SPLITS, Complain, Fault, Layout, Listing, Row, refuse
+from deitlt.list_files import find_lists, read_lists
 from deitlt.longtail import IntArray, class_counts
 from deitlt.preprocess import SUFFIXES
-
-SPLITS = ("train", "val", "test")
-PATH_COLUMNS = ("image_path", "filepath", "path", "filename")
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,14 @@ class LabelledImages:
         paths: one file an image.
         labels: class index of each, `(N,)`.
         classes: names, `C` of them.
+        groups: what each image belongs to (site, patient, burst), `N` of them; None where images
+            stand on their own. A group must not be split between training and evaluation.
     """
 
     paths: list[Path]
     labels: IntArray
     classes: list[str]
+    groups: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -38,7 +40,27 @@ class LabelledImages:
 
     def subset(self, indices: IntArray) -> "LabelledImages":
         """The images at `indices`, in that order, under the same classes."""
-        return LabelledImages([self.paths[i] for i in indices], self.labels[indices], self.classes)
+        groups = None if self.groups is None else [self.groups[i] for i in indices]
+        paths = [self.paths[i] for i in indices]
+        return LabelledImages(paths, self.labels[indices], self.classes, groups)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Labelled images as far as they can be read, and all that is wrong with them.
+
+    Attributes:
+        layout: what kind of data it is.
+        splits: what `read_labelled` would return, without the faulty rows; classes that training
+            lacks stand behind those it has.
+        faults: what `read_labelled` refuses, its first refusal first; empty if it accepts the data.
+        notes: what a user should know of how the data was understood.
+    """
+
+    layout: Layout
+    splits: dict[str, LabelledImages]
+    faults: list[Fault]
+    notes: list[str]
 
 
 def read_labelled(
@@ -46,52 +68,45 @@ def read_labelled(
 ) -> dict[str, LabelledImages]:
     """Labelled images by split: any of `train`, `val` and `test`, or `all` where none is marked.
 
-    A folder holds `<split>/<class>/*` or `<class>/*`. It is taken to hold splits if there are
+    Class folders: `<split>/<class>/*` or `<class>/*`. A folder is taken to hold splits if there are
     folders in its `train`, or if all its folders are called `train`, `val` or `test` and hold
-    folders; so a class may be called `train`, and data to evaluate on may be just `test`. A CSV has
-    the columns `image_path,label` and perhaps `split`; its paths are relative to the CSV, and
-    spaces around a cell do not count. Classes are sorted by name, and files by path within their
-    class. Hidden files and folders are left out.
+    folders; so a class may be called `train`, and data to evaluate on may be just `test`.
+
+    CSV: the columns `image_path,label` and perhaps `split` and `group`; paths are relative to the
+    CSV, and spaces around a cell do not count. A group (site, patient, burst) in two splits is
+    refused: its images resemble each other, so figures on one split would flatter what was trained
+    on the other.
+
+    List files: a folder that holds `NAME_train.txt`, or any of its list files; see
+    `deitlt.list_files`. They count before class folders beside them.
+
+    Classes are sorted by name, those of lists by number, and files by path within their class.
+    Hidden files and folders are left out.
 
     Args:
-        source: the folder or CSV.
+        source: the folder, CSV or list file.
         classes: the class names in the order a model knows them; those of the data by default.
             Data may lack some of them, but may have no others.
 
     Raises:
         DataError: nothing there, an empty class folder, a missing column or file, a class that the
-            training split (or `classes`) lacks, several splits without `train` or `classes`.
+            training split (or `classes`) lacks, several splits without `train` or `classes`, a
+            group in two splits.
     """
-    root = Path(source)
-    if root.is_dir():
-        named = _read_tree(root)
-    elif root.is_file():
-        named = _read_csv(root)
-    else:
-        raise DataError(f"{root}: there is no such folder or CSV file")
-    if classes is None:
-        if "train" not in named and len(named) > 1:
-            raise DataError(f"{root}: has {' and '.join(named)}, but no train to take classes from")
-        reference = "train" if "train" in named else next(iter(named))
-        classes = sorted({name for _, name in named[reference]})
-    if len(classes) < 2:
-        raise DataError(f"{root}: a classifier needs at least two classes, found {len(classes)}")
-    index = {name: i for i, name in enumerate(classes)}
-    for split, rows in named.items():
-        unknown = sorted({name for _, name in rows} - index.keys())
-        if unknown:
-            raise DataError(
-                f"{root}: class {unknown[0]!r} of {split} is not among the "
-                f"{len(classes)} classes trained on; add training images or remove it"
-            )
-    return {
-        split: LabelledImages(
-            [path for path, _ in rows],
-            np.array([index[name] for _, name in rows], dtype=np.int64),
-            list(classes),
-        )
-        for split, rows in named.items()
-    }
+    return _read(Path(source), classes, refuse)[1]
+
+
+def inspect_labelled(source: str | Path, classes: list[str] | None = None) -> Inspection:
+    """Like `read_labelled`, but all faults are collected and what is sound is returned.
+
+    Raises:
+        DataError: there is nothing at `source`, or it is not clear which lists to read.
+    """
+    faults: list[Fault] = []
+    listing, splits = _read(
+        Path(source), classes, lambda kind, text: faults.append(Fault(kind, text))
+    )
+    return Inspection(listing.layout, splits, faults, listing.notes)
 
 
 def image_files(folder: Path) -> Iterator[Path]:
@@ -105,13 +120,72 @@ def image_files(folder: Path) -> Iterator[Path]:
             yield entry
 
 
-def _read_tree(root: Path) -> dict[str, list[tuple[Path, str]]]:
+def _read(
+    root: Path, classes: list[str] | None, complain: Complain
+) -> tuple[Listing, dict[str, LabelledImages]]:
+    if not root.exists():
+        raise DataError(f"{root}: there is no such folder or CSV file")
+    lists = find_lists(root)
+    if lists:
+        listing = read_lists(lists, classes, complain)
+    elif root.is_dir():
+        listing = _read_tree(root, complain)
+    else:
+        listing = read_csv(root, complain)
+    named = listing.rows
+    if classes is None:
+        if "train" not in named and len(named) > 1:
+            text = f"{root}: has {' and '.join(named)}, but no train to take classes from"
+            complain("no_train", text)
+        reference = named.get("train", [row for rows in named.values() for row in rows])
+        classes = listing.classes or sorted({row.name for row in reference})
+    if len(classes) < 2:
+        text = f"{root}: a classifier needs at least two classes, found {len(classes)}"
+        complain("few_classes", text)
+    known = len(classes)
+    index = {name: i for i, name in enumerate(classes)}
+    for split, rows in named.items():
+        for name in sorted({row.name for row in rows} - set(classes)):
+            complain(
+                "unknown_class",
+                f"{root}: class {name!r} of {split} is not among the {known} classes trained on; "
+                "add training images or remove it",
+            )
+            index.setdefault(name, len(index))
+    _check_groups(root, named, complain)
+    return listing, {split: _images(rows, index) for split, rows in named.items()}
+
+
+def _images(rows: list[Row], index: dict[str, int]) -> LabelledImages:
+    return LabelledImages(
+        [row.path for row in rows],
+        np.array([index[row.name] for row in rows], dtype=np.int64),
+        list(index),
+        [row.group for row in rows] if any(row.group for row in rows) else None,
+    )
+
+
+def _check_groups(root: Path, named: dict[str, list[Row]], complain: Complain) -> None:
+    split_of: dict[str, str] = {}
+    for split, rows in named.items():
+        for group in sorted({row.group for row in rows if row.group}):
+            other = split_of.setdefault(group, split)
+            if other != split:
+                complain(
+                    "group_in_two_splits",
+                    f"{root}: group {group!r} is in {other} and in {split}, so images of {split} "
+                    "are no fair test; move all of a group to one split",
+                )
+
+
+def _read_tree(root: Path, complain: Complain) -> Listing:
     names = _folders(root)
     splits = {name: root / name for name in SPLITS if name in names}
     marked = [name for name, folder in splits.items() if _folders(folder)]
     has_splits = "train" in marked or (marked and sorted(marked) == names)
     folders = splits if has_splits else {"all": root}
-    return {name: list(_class_rows(folder)) for name, folder in folders.items()}
+    rows = {name: list(_class_rows(folder, complain)) for name, folder in folders.items()}
+    return Listing("class folders", rows)
 
 
 def _folders(folder: Path) -> list[str]:
@@ -119,59 +193,14 @@ def _folders(folder: Path) -> list[str]:
     return sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
 
 
-def _class_rows(folder: Path) -> Iterator[tuple[Path, str]]:
+def _class_rows(folder: Path, complain: Complain) -> Iterator[Row]:
     names = _folders(folder)
     if not names:
-        raise DataError(f"{folder}: no class folders in it; expected {folder.name}/<class>/<image>")
+        text = f"{folder}: no class folders in it; expected {folder.name}/<class>/<image>"
+        complain("no_class_folders", text)
     for name in names:
         files = list(image_files(folder / name))
         if not files:
-            raise DataError(f"{folder / name}: no images in this class folder; fill or remove it")
-        yield from ((file, name) for file in files)
-
-
-def _read_csv(path: Path) -> dict[str, list[tuple[Path, str]]]:
-    named: dict[str, list[tuple[Path, str]]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            path_column = next((name for name in PATH_COLUMNS if name in columns), None)
-            if path_column is None or "label" not in columns:
-                missing = "label" if path_column else "image_path"
-                raise DataError(
-                    f"{path}: no column {missing!r}; the header must be image_path,label[,split]"
-                )
-            for row in reader:
-                split = _split_of(_cell(row, "split"), path, reader.line_num)
-                file_path = path.parent / _cell(row, path_column)
-                label = _cell(row, "label")
-                if not label:
-                    raise DataError(f"{path}, line {reader.line_num}: the label is empty")
-                if not file_path.is_file():
-                    raise DataError(f"{path}, line {reader.line_num}: there is no file {file_path}")
-                named.setdefault(split, []).append((file_path, label))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a UTF-8 CSV file ({error})") from error
-    if not named:
-        raise DataError(f"{path}: no rows below the header")
-    if "all" in named and len(named) > 1:
-        raise DataError(f"{path}: some rows have no split; give one to all rows or to none")
-    order = ("all", *SPLITS)
-    return {
-        name: sorted(named[name], key=lambda r: (r[1], r[0])) for name in order if name in named
-    }
-
-
-def _cell(row: dict[str, str], column: str) -> str:
-    """A cell without spaces around it; a row may be too short to have it."""
-    return (row.get(column) or "").strip()
-
-
-def _split_of(cell: str, path: Path, line: int) -> str:
-    if not cell:
-        return "all"
-    name = {"validation": "val", "valid": "val"}.get(cell.lower(), cell.lower())
-    if name not in SPLITS:
-        raise DataError(f"{path}, line {line}: split {cell!r} is none of {', '.join(SPLITS)}")
-    return name
+            text = f"{folder / name}: no images in this class folder; fill or remove it"
+            complain("empty_class_folder", text)
+        yield from (Row(file, name) for file in files)

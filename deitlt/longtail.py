@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deitlt.errors import DataError
+from deitlt.grouped_split import hold_out_groups
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -90,12 +91,20 @@ def long_tailed_subset(
 
 
 def carve_validation(
-    labels: ArrayLike, num_classes: int, fraction: float, seed: int = 0
+    labels: ArrayLike,
+    num_classes: int,
+    fraction: float,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> tuple[IntArray, IntArray]:
     """Ascending indices `(train, validation)`: a stratified share of each class held out.
 
     Each class gives `round(fraction * n)` images, but at least one and never its last one, so a
     class of a single image stays wholly in training.
+
+    With `groups`, one name an image, no group is on both sides. The shares are then as near to that
+    as whole groups get them (`grouped_split.hold_out_groups`), so a class of few groups may give
+    none; never does one give its last image.
 
     Raises:
         DataError: `fraction` is outside [0, 0.5].
@@ -103,17 +112,22 @@ def carve_validation(
     if not 0 <= fraction <= 0.5:
         raise DataError(f"validation fraction {fraction:g} is outside 0 to 0.5")
     label_array = np.asarray(labels, dtype=np.int64)
-    generator = np.random.RandomState(seed)
-    held_out = []
-    for label in range(num_classes):
-        indices = np.flatnonzero(label_array == label)
-        if fraction == 0 or len(indices) < 2:
-            continue
-        generator.shuffle(indices)
-        held_out.append(indices[: max(1, round(fraction * len(indices)))])
-    validation = np.sort(np.concatenate(held_out)) if held_out else np.empty(0, dtype=np.int64)
-    train = np.setdiff1d(np.arange(len(label_array)), validation)
-    return train, validation
+    counts = class_counts(label_array, num_classes)
+    wanted = [
+        max(1, round(fraction * count)) if fraction > 0 and count > 1 else 0
+        for count in counts.tolist()
+    ]
+    if groups is not None:
+        held_out = hold_out_groups(label_array, groups, np.array(wanted, dtype=np.int64), seed)
+    else:
+        held_out = np.zeros(len(label_array), dtype=np.bool_)
+        generator = np.random.RandomState(seed)
+        for label, number in enumerate(wanted):
+            indices = np.flatnonzero(label_array == label)
+            if number:
+                generator.shuffle(indices)
+                held_out[indices[:number]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def effective_number_weights(counts: ArrayLike, beta: float = 0.9999) -> FloatArray:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deitlt.errors import DataError
-from deitlt.labelled import image_files, read_labelled
+from deitlt.labelled import LabelledImages, image_files, inspect_labelled, read_labelled
 
 Tree = Callable[[Path, Mapping[str, int]], Path]
 
@@ -25,10 +26,14 @@ def write_csv(folder: Path, *lines: str) -> Path:
 
 
 def refusal(source: Path, classes: list[str] | None = None) -> str:
+    """The one line of a refusal, which is the first fault that an inspection finds."""
     with pytest.raises(DataError) as caught:
         read_labelled(source, classes)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    text = str(caught.value)
+    assert "\n" not in text
+    if source.exists():
+        assert inspect_labelled(source, classes).faults[0].text == text
+    return text
 
 
 def test_a_tree_with_splits(tmp_path: Path, class_tree: Tree) -> None:
@@ -113,6 +118,77 @@ def test_a_subset_keeps_the_classes(tmp_path: Path, class_tree: Tree) -> None:
     assert part.classes == whole.classes
     assert part.labels.tolist() == [1]
     assert part.paths == [whole.paths[3]]
+
+
+def test_groups_of_a_csv_follow_their_images(images: Path) -> None:
+    file = write_csv(
+        images,
+        "image_path,label,group",
+        "img/bee/0.png,bee,site 2",
+        "img/ant/1.png,ant, site 1 ",
+        "img/ant/0.png,ant,site 2",
+    )
+    whole = read_labelled(file)["all"]
+    assert [path.name for path in whole.paths] == ["0.png", "1.png", "0.png"]
+    assert whole.groups == ["site 2", "site 1", "site 2"]
+    assert whole.subset(np.array([1, 0])).groups == ["site 1", "site 2"]
+    file.write_text(file.read_text().replace(" site 1 ", ""))
+    assert "some rows have no group" in refusal(file)
+
+
+def test_without_groups_there_are_none(images: Path) -> None:
+    rows = ["image_path,label,group", "img/ant/0.png,ant,", "img/bee/0.png,bee, "]
+    whole = read_labelled(write_csv(images, *rows))["all"]
+    assert whole.groups is None
+    assert whole.subset(np.array([0])).groups is None
+    assert LabelledImages(whole.paths, whole.labels, whole.classes).groups is None
+
+
+def test_a_group_in_two_splits_is_refused(images: Path) -> None:
+    rows = ["img/ant/0.png,ant,train,a", "img/bee/0.png,bee,train,b", "img/bee/1.png,bee,test,c"]
+    file = write_csv(images, "image_path,label,split,group", *rows)
+    assert read_labelled(file)["test"].groups == ["c"]
+    file.write_text(file.read_text().replace(",c", ",b"))
+    assert "group 'b' is in train and in test" in refusal(file)
+
+
+def test_an_inspection_finds_every_fault_and_keeps_what_is_sound(images: Path) -> None:
+    rows = [
+        "img/ant/0.png,ant,train,a",
+        "img/bee/0.png,bee,train,b",
+        "img/bee/9.png,bee,train,b",
+        "img/bee/1.png,,train,b",
+        "img/bee/1.png,bee,dev,b",
+        "img/ant/1.png,wasp,val,a",
+    ]
+    file = write_csv(images, "image_path,label,split,group", *rows)
+    inspection = inspect_labelled(file)
+    assert [fault.kind for fault in inspection.faults] == [
+        "missing_file",
+        "no_label",
+        "unknown_split",
+        "unknown_class",
+        "group_in_two_splits",
+    ]
+    assert {name: split.labels.tolist() for name, split in inspection.splits.items()} == {
+        "train": [0, 1],
+        "val": [2],
+    }
+    assert inspection.splits["val"].classes == ["ant", "bee", "wasp"]
+    assert inspection.layout == "csv"
+
+
+def test_an_inspection_of_a_sound_tree_is_what_training_reads(
+    tmp_path: Path, class_tree: Tree
+) -> None:
+    class_tree(tmp_path / "train", {"a": 1, "b": 2})
+    class_tree(tmp_path / "test", {"b": 1})
+    inspection = inspect_labelled(tmp_path)
+    assert not inspection.faults
+    assert list(inspection.splits) == ["train", "test"]
+    for name, split in read_labelled(tmp_path).items():
+        assert inspection.splits[name].paths == split.paths
+        assert inspection.splits[name].labels.tolist() == split.labels.tolist()
 
 
 def test_known_classes_set_the_order(tmp_path: Path, class_tree: Tree) -> None:

@@ -149,6 +149,35 @@ def test_groups_follow_the_counts_not_the_class_index() -> None:
     assert sorted(shuffle[groups["tail"]].tolist()) == [7, 8, 9]
 
 
+def counts_by_band(*bands: tuple[int, int, int], seed: int) -> np.ndarray:
+    """Shuffled counts: so many classes with counts from low to high, for each band."""
+    generator = np.random.default_rng(seed)
+    counts = [generator.integers(low, high + 1, number) for number, low, high in bands]
+    return generator.permutation(np.concatenate(counts))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_of_imagenet_lt(seed: int) -> None:
+    # 385 classes above 100 images, 136 below 20, and of 20 to 23 more than the tail has left.
+    bands = ((385, 101, 1280), (440, 24, 100), (39, 20, 23), (136, 5, 19))
+    counts = counts_by_band(*bands, seed=seed)
+    groups = all_groups(counts)
+    assert list(groups) == ["head", "mid", "tail", "many", "medium", "few"]
+    assert [len(members) for members in groups.values()] == [390, 445, 165, 385, 479, 136]
+    assert max(counts[groups["tail"]]) <= 23
+    assert min(counts[groups["mid"]]) <= 23, "the cut goes through classes of equal counts"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_of_inaturalist_2018(seed: int) -> None:
+    bands = ((842, 101, 1000), (3701, 21, 100), (375, 20, 20), (3224, 2, 19))
+    counts = counts_by_band(*bands, seed=seed)
+    groups = all_groups(counts)
+    assert [len(members) for members in groups.values()] == [842, 3701, 3599, 842, 4076, 3224]
+    assert groups["head"] == groups["many"]
+    assert groups["tail"] == np.flatnonzero(counts <= 20).tolist()
+
+
 @pytest.mark.parametrize("classes", [2, 3, 7, 10, 100, 365, 1000, 8142])
 def test_both_groupings_partition_the_classes(classes: int) -> None:
     counts = np.random.default_rng(classes).integers(1, 300, classes)
@@ -199,6 +228,20 @@ def test_validation_repeats_with_its_seed_only() -> None:
     first, again, other = (carve_validation(labels, 2, 0.2, seed)[1] for seed in (0, 0, 1))
     assert first.tolist() == again.tolist()
     assert first.tolist() != other.tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_validation_without_groups_is_drawn_class_by_class(seed: int) -> None:
+    labels = np.random.default_rng(seed).integers(0, 5, 60)
+    generator = np.random.RandomState(seed)
+    expected: list[int] = []
+    for label in range(5):
+        indices = np.array([i for i in range(60) if labels[i] == label])
+        generator.shuffle(indices)
+        expected += indices[: max(1, round(0.3 * len(indices)))].tolist()
+    train, validation = carve_validation(labels, 5, 0.3, seed)
+    assert validation.tolist() == sorted(expected)
+    assert train.tolist() == sorted(set(range(60)) - set(expected))
 
 
 def test_no_validation_at_fraction_zero() -> None:

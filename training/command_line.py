@@ -10,12 +10,18 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 import tyro
 
 from deitlt.errors import DeitLTError, UsageError
 from training.config import Recipe, kebab
+from training.distributed import speaks
+from training.stopping import Stopped
 
 R = TypeVar("R", bound=Recipe)
+
+# What a training program says when Ctrl-C comes before or after the steps.
+INTERRUPTED = "interrupted; continue with --resume"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +29,8 @@ class Command:
     """What a training program is told besides the recipe."""
 
     data: Path
-    """Folder of class folders (with train/, val/, test/ above them or not), or a CSV with
-    image_path,label[,split]."""
+    """Folder of class folders (with train/, val/, test/ above them or not), a CSV with
+    image_path,label[,split][,group], or a folder with list files (ImageNet-LT, iNaturalist)."""
     output: Path
     """Run folder to write."""
     resume: bool = False
@@ -34,29 +40,55 @@ class Command:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     workers: Annotated[int | None, tyro.conf.arg(aliases=["-j"])] = None
-    """Processes that read and augment images; 0 does it in the training process. By default 0 on a
-    CPU, where they would fight torch's threads for the cores, and up to 8 beside a GPU."""
+    """Processes that decode and crop images too large or too uneven to live on the training device;
+    0 does it in the training process. By default 0 on a CPU, all cores beside a GPU."""
+    compile: bool | None = None
+    """Students: torch.compile; teachers: the step as one CUDA graph. By default on a GPU."""
+    deterministic: bool = False
+    """GPU: only kernels whose results repeat to the last bit, so that a resumed run is exactly the
+    uninterrupted one. Slower; a CPU always repeats."""
 
 
-def run_program(program: str, argv: Sequence[str] | None, body: Callable[[list[str]], None]) -> int:
+def run_program(
+    program: str,
+    argv: Sequence[str] | None,
+    body: Callable[[list[str]], int | None],
+    *,
+    interrupted: str = "interrupted",
+) -> int:
     """Run a program's body; a user's mistake becomes one line on stderr.
 
+    Args:
+        program: its name, which starts the line.
+        argv: arguments; those of the process by default.
+        body: takes the arguments; may return an exit status of its own.
+        interrupted: what Ctrl-C leaves to say.
+
     Returns:
-        0; 2 for a user's mistake; 130 for Ctrl-C.
+        The body's status or 0; 2 for a user's mistake; 130 for Ctrl-C and 143 for SIGTERM.
     """
     try:
-        body(list(sys.argv[1:] if argv is None else argv))
+        status = body(list(sys.argv[1:] if argv is None else argv))
     except DeitLTError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
+        return _end(program, str(error), 2)
+    except torch.OutOfMemoryError:
+        advice = "lower --micro-batch-size (gradients add up: the step stays the same)"
+        return _end(program, f"the GPU's memory is full; {advice} or choose a smaller model", 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
+        return _end(program, f"{where}{error.strerror or error}", 2)
+    except Stopped as stop:
+        return _end(program, str(stop), 128 + stop.signal_number)
     except KeyboardInterrupt:
-        print(f"\n{program}: interrupted; continue with --resume", file=sys.stderr)
-        return 130
-    return 0
+        return _end(program, interrupted, 130)
+    return status or 0
+
+
+def _end(program: str, line: str, status: int) -> int:
+    """Say why a program ends; of many processes one speaks."""
+    if speaks():
+        print(f"{program}: {line}", file=sys.stderr)
+    return status
 
 
 def pick_recipe(

@@ -1,33 +1,26 @@
-"""Training data: splits, long-tailed subsets, decoded images, loaders.
+"""The images of a run: splits, long-tailed subsets, and what is evaluated.
 
 Legend: `B` images, `S` image side.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
-from deitlt.engine import usable_cores
 from deitlt.errors import DataError
 from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.longtail import carve_validation, imbalance_factor, long_tailed_subset
-from deitlt.preprocess import Pixels, PreprocessSpec, decode_file, load_batches, normalise
+from deitlt.preprocess import Pixels, PreprocessSpec, load_batches, normalise
 from training.config import Recipe
-from training.seeding import Stream, generator, seed_global
 
-# Decoded sets up to this size stay in memory, so that an epoch decodes nothing.
+# Prepared sets up to this size stay in memory, so that they are decoded once.
 CACHE_BYTES = 1 << 30
 EVALUATION_BATCH = 256
-
-Transform = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ def load_splits(source: Path, recipe: Recipe, classes: list[str] | None = None) 
     train, val = pool, named.get("val")
     if val is None and recipe.val_fraction > 0:
         kept, held_out = carve_validation(
-            pool.labels, num_classes, recipe.val_fraction, recipe.split_seed
+            pool.labels, num_classes, recipe.val_fraction, recipe.split_seed, pool.groups
         )
         train = pool.subset(kept)
         val = pool.subset(held_out) if len(held_out) else None
@@ -97,107 +90,6 @@ def files_sha256(images: LabelledImages) -> str:
         for path, label in zip(images.paths, images.labels, strict=True)
     )
     return sha256("\n".join(names).encode()).hexdigest()
-
-
-class TrainingImages(Dataset[tuple[Tensor, int]]):
-    """Decoded images under a random transform, drawn anew from (seed, epoch, index).
-
-    Every file is decoded once when this is made, so a damaged one stops the run before any time is
-    spent on it. Sets up to `CACHE_BYTES` stay decoded in memory.
-    """
-
-    def __init__(self, images: LabelledImages, transform: Transform, seed: int) -> None:
-        """Decode all images.
-
-        Raises:
-            ImageError: of the first file that cannot be decoded; the text names it.
-        """
-        self.images = images
-        self.transform = transform
-        self.seed = seed
-        self._cache: list[np.ndarray] | None = []
-        size = 0
-        for path in tqdm(images.paths, desc="reading images", unit="image", disable=None):
-            pixels = np.asarray(decode_file(path))
-            size += pixels.nbytes
-            if size > CACHE_BYTES:
-                self._cache = None
-            if self._cache is not None:
-                self._cache.append(pixels)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        """Transformed `(3, S, S)` image and label for `(epoch, index)`."""
-        epoch, index = item
-        if self._cache is None:
-            image = decode_file(self.images.paths[index])
-        else:
-            image = Image.fromarray(self._cache[index])
-        seed_global(self.seed, Stream.IMAGE, epoch, index)
-        return self.transform(image), int(self.images.labels[index])
-
-
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of `(epoch, index)` in an order drawn from (seed, epoch).
-
-    The last, incomplete batch of an epoch is left out. A set smaller than a batch makes one batch
-    of an even number of images.
-    """
-
-    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
-        self.num_images = num_images
-        self.batch_size = batch_size if num_images >= batch_size else num_images // 2 * 2
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.num_images // self.batch_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = generator(self.seed, Stream.ORDER, self.epoch).permutation(self.num_images)
-        for step in range(len(self)):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [(self.epoch, int(index)) for index in batch]
-
-
-class TrainingLoader:
-    """Batches of transformed training images, epoch by epoch."""
-
-    def __init__(
-        self,
-        images: LabelledImages,
-        transform: Transform,
-        *,
-        batch_size: int,
-        seed: int,
-        num_workers: int | None,
-        device: torch.device,
-    ) -> None:
-        if num_workers is None:
-            num_workers = 0 if device.type == "cpu" else min(8, usable_cores())
-        self._sampler = EpochSampler(len(images), batch_size, seed)
-        self._device = device
-        self._loader = DataLoader(
-            TrainingImages(images, transform, seed),
-            batch_sampler=self._sampler,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=device.type == "cuda",
-        )
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images `(B, 3, S, S)` and labels `(B,)` of one epoch, on the device."""
-        self._sampler.epoch = epoch
-        for images, labels in self._loader:
-            yield (
-                images.to(self._device, non_blocking=True),
-                labels.to(self._device, non_blocking=True),
-            )
 
 
 class EvaluationImages:
