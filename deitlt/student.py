@@ -1,5 +1,7 @@
 """The DeiT-LT student: a distilled vision transformer with a head expert and a tail expert.
 
+Beside it stands the plain vision transformer of the baselines, which has one token and one head.
+
 Legend: `B` images, `S` image side, `C` classes, `N` tokens (CLS, DIST, patches), `D` width.
 """
 
@@ -8,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from timm.models.deit import VisionTransformerDistilled
-from torch import Tensor
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from deitlt.errors import CheckpointError
 from deitlt.weights import Card, load_weights
@@ -25,6 +29,9 @@ SIZES: dict[Size, tuple[int, int, int]] = {
     "base": (768, 12, 12),
 }
 
+# LDAM's factor on cosines.
+COSINE_SCALE = 30.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
@@ -36,6 +43,10 @@ class StudentConfig:
         patch_size: side of a patch, px.
         num_classes: `C`.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 over the blocks.
+        distilled: with DIST token and head; without them it is the plain transformer of baselines.
+        layer_scale: initial LayerScale (DeiT-III); None has none.
+        classifier: of the plain transformer; `cosine` is LDAM's, whose logits are `COSINE_SCALE`
+            times a cosine.
     """
 
     size: Size
@@ -43,6 +54,23 @@ class StudentConfig:
     patch_size: int
     num_classes: int
     drop_path_rate: float = 0.1
+    distilled: bool = True
+    layer_scale: float | None = None
+    classifier: Literal["linear", "cosine"] = "linear"
+
+    def timm_arguments(self) -> dict[str, Any]:
+        """The shape in timm's words."""
+        width, depth, num_heads = SIZES[self.size]
+        return {
+            "img_size": self.img_size,
+            "patch_size": self.patch_size,
+            "embed_dim": width,
+            "depth": depth,
+            "num_heads": num_heads,
+            "num_classes": self.num_classes,
+            "drop_path_rate": self.drop_path_rate,
+            "init_values": self.layer_scale,
+        }
 
 
 class DeiTLT(VisionTransformerDistilled):  # type: ignore[misc]  # timm is untyped
@@ -53,26 +81,72 @@ class DeiTLT(VisionTransformerDistilled):  # type: ignore[misc]  # timm is untyp
     """
 
     def __init__(self, config: StudentConfig) -> None:
-        width, depth, num_heads = SIZES[config.size]
-        super().__init__(
-            img_size=config.img_size,
-            patch_size=config.patch_size,
-            embed_dim=width,
-            depth=depth,
-            num_heads=num_heads,
-            num_classes=config.num_classes,
-            drop_path_rate=config.drop_path_rate,
-        )
+        assert config.distilled, "a plain transformer is a PlainViT"
+        assert config.classifier == "linear", "both experts have linear heads"
+        super().__init__(**config.timm_arguments())
         self.config = config
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """CLS and DIST logits, each `(B, C)`, of normalised `(B, 3, S, S)` images."""
-        tokens = self.forward_features(images)
+        return self.classify(self.tokens(images))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """CLS and DIST token after the final norm, `(B, 2, D)`."""
+        tokens: Tensor = self.forward_features(images)
+        return tokens[:, :2]
+
+    def classify(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """CLS and DIST logits, each `(B, C)`, of `tokens`."""
         return self.head(tokens[:, 0]), self.head_dist(tokens[:, 1])
 
     def architecture(self) -> dict[str, Any]:
         """The config as plain JSON types, for the card of a weight file."""
         return asdict(self.config)
+
+
+class CosineHead(nn.Linear):
+    """A linear head on unit features with unit class vectors, scaled (LDAM's classifier)."""
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__(num_features, num_classes, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `(B, C)`: `COSINE_SCALE` times the cosines of `(B, D)` features."""
+        cosines = F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
+        return COSINE_SCALE * cosines
+
+
+class PlainViT(VisionTransformer):  # type: ignore[misc]  # timm is untyped
+    """timm's plain vision transformer, in the words of `DeiTLT`: the paper's baselines."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        assert not config.distilled, "a distilled transformer is a DeiTLT"
+        super().__init__(**config.timm_arguments())
+        if config.classifier == "cosine":
+            self.head = CosineHead(self.embed_dim, config.num_classes)
+        self.config = config
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """CLS logits `(B, C)` of normalised `(B, 3, S, S)` images, as a tuple of one."""
+        return self.classify(self.tokens(images))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """CLS token after the final norm, `(B, 1, D)`."""
+        tokens: Tensor = self.forward_features(images)
+        return tokens[:, :1]
+
+    def classify(self, tokens: Tensor) -> tuple[Tensor]:
+        """CLS logits `(B, C)` of `tokens`, as a tuple of one."""
+        return (self.head(tokens[:, 0]),)
+
+    def architecture(self) -> dict[str, Any]:
+        """The config as plain JSON types, for the card of a weight file."""
+        return asdict(self.config)
+
+
+def build_student(config: StudentConfig) -> DeiTLT | PlainViT:
+    """The student a config describes, freshly initialised."""
+    return DeiTLT(config) if config.distilled else PlainViT(config)
 
 
 def average_logits(cls_logits: Tensor, dist_logits: Tensor) -> Tensor:
@@ -84,11 +158,26 @@ def load_student(path: str | Path) -> tuple[DeiTLT, Card]:
     """A trained student in eval mode on the CPU, from its weight file or run folder.
 
     Raises:
-        CheckpointError: missing, damaged, or not a student.
+        CheckpointError: missing, damaged, not a student, or a baseline without a DIST expert.
+    """
+    model, card = load_transformer(path)
+    if not isinstance(model, DeiTLT):
+        raise CheckpointError(
+            f"{path}: is a plain transformer, a baseline without a DIST expert; it can be "
+            "evaluated, but only DeiT-LT students are deployed"
+        )
+    return model, card
+
+
+def load_transformer(path: str | Path) -> tuple[DeiTLT | PlainViT, Card]:
+    """A trained student or baseline in eval mode on the CPU.
+
+    Raises:
+        CheckpointError: missing, damaged, or neither.
     """
     tensors, card = load_weights(Path(path), "student")
     try:
-        model = DeiTLT(StudentConfig(**card.architecture))
+        model = build_student(StudentConfig(**card.architecture))
         model.load_state_dict(tensors)
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: its tensors do not fit its own card") from error

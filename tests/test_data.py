@@ -1,4 +1,4 @@
-"""Splits, samplers, and one preprocessing for training-time evaluation and deployment."""
+"""Splits, and one preprocessing for training-time evaluation and deployment."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,18 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from deitlt.errors import DataError, DecodeFailed
+from deitlt.errors import DataError
 from deitlt.preprocess import load_pixels, normalise
-from training.augment import teacher_transform
-from training.data import (
-    EpochSampler,
-    EvaluationImages,
-    Splits,
-    TrainingImages,
-    files_sha256,
-    load_splits,
-)
-from training.recipes import teacher_digits
+from training.data import EvaluationImages, Splits, files_sha256, load_splits
+from training.recipes import teachers
 
 
 @pytest.fixture
@@ -37,7 +29,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def split(tree: Path, **fields: object) -> Splits:
-    return load_splits(tree, replace(teacher_digits(), **fields))  # type: ignore[arg-type]
+    return load_splits(tree, replace(teachers.digits(), **fields))  # type: ignore[arg-type]
 
 
 def test_the_subset_is_drawn_first_and_validation_carved_from_it(tree: Path) -> None:
@@ -78,15 +70,6 @@ def test_nothing_is_held_out_if_the_fraction_is_zero(tree: Path) -> None:
     assert len(splits.train) == 80
 
 
-def test_a_damaged_image_stops_the_run_by_name(tree: Path) -> None:
-    broken = tree / "train" / "b" / "07.png"
-    broken.write_bytes(broken.read_bytes()[:50])
-    recipe = replace(teacher_digits(), imbalance_factor=None)
-    splits = load_splits(tree, recipe)
-    with pytest.raises(DecodeFailed, match=r"b/07\.png"):
-        TrainingImages(splits.train, teacher_transform(recipe), seed=0)
-
-
 def test_data_without_training_images_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     (tmp_path / "data.csv").write_text("image_path,label,split\nx.png,a,test\nx.png,b,test\n")
@@ -94,25 +77,8 @@ def test_data_without_training_images_is_refused(tmp_path: Path) -> None:
         split(tmp_path / "data.csv", imbalance_factor=None)
 
 
-def test_an_epoch_visits_every_image_once_in_an_order_of_its_own() -> None:
-    sampler = EpochSampler(num_images=20, batch_size=5, seed=0)
-    orders = []
-    for sampler.epoch in (0, 1):
-        batches = list(sampler)
-        assert [len(batch) for batch in batches] == [5] * 4
-        assert all(epoch == sampler.epoch for batch in batches for epoch, _ in batch)
-        orders.append([index for batch in batches for _, index in batch])
-        assert sorted(orders[-1]) == list(range(20))
-    assert orders[0] != orders[1]
-
-
-def test_incomplete_batches_are_left_out_and_small_sets_make_one_even_batch() -> None:
-    assert [len(batch) for batch in EpochSampler(23, 5, seed=0)] == [5] * 4
-    assert [len(batch) for batch in EpochSampler(7, 32, seed=0)] == [6]
-
-
 def test_evaluation_sees_what_deployment_sees(tree: Path) -> None:
-    recipe = replace(teacher_digits(), crop_pct=0.8)
+    recipe = replace(teachers.digits(), crop_pct=0.8)
     images = split(tree, imbalance_factor=None).train
     spec = recipe.preprocess()
     batches = list(EvaluationImages(images, spec, torch.device("cpu")))

@@ -23,7 +23,9 @@ COMMANDS = [
     if line.strip()
 ]
 # What makes a full-size command of the README finish in seconds.
-SHRINK = ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--size", "nano"]
+SHRINK = ["--epochs", "1", "--drw-epoch", "1", "--batch-size", "8", "--workers", "0"]
+SHRINK += ["--imbalance-factor", "None"]
+STUDENT = [*SHRINK, "--micro-batch-size", "None", "--size", "pico", "--allow-weak-teacher"]
 
 
 def commands(program: str) -> list[list[str]]:
@@ -58,7 +60,13 @@ def test_every_command_is_tested_here() -> None:
         "python -m training.train_teacher",
         "python -m training.train_student",
         "python -m training.evaluate",
+        "python -m training.doctor",
+        "python -m training.prepare",
+        "python -m training.reproduce",
+        "python -m training.benchmark",
         "python -m export.to_bundle",
+        "python -m export.import_checkpoint",
+        "torchrun",
         "deitlt",
         "DEITLT_MODEL=bundle/",
     }
@@ -76,23 +84,39 @@ def test_your_own_data_from_training_to_predictions(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
-    own, cifar = commands("python -m training.train_student")
-    (teacher,) = commands("python -m training.train_teacher")
-    small = [*SHRINK[:-2], "--imbalance-factor", "None"]
-    assert import_module("training.train_teacher").main([*teacher[3:], *small]) == 0
-    train_student = import_module("training.train_student")
-    assert train_student.main([*own[3:], *SHRINK, "--imbalance-factor", "None"]) == 0
-    for program in ("training.evaluate", "export.to_bundle", "deitlt predict"):
-        words = (commands(f"python -m {program}") or commands(program))[0]
-        module, arguments = (
-            ("deitlt.cli", words[1:]) if words[0] == "deitlt" else (words[2], words[3:])
-        )
-        assert import_module(module).main(arguments) == 0, words
+    assert run("training.doctor") == 3  # six images have copies: the tree is made of few pictures
+    assert run("training.train_teacher", *SHRINK) == 0
+    assert run("training.train_student", *STUDENT) == 0
+    assert run("training.evaluate") == 0
+    assert run("export.to_bundle") == 0
+    (predict,) = commands("deitlt predict")
+    assert import_module("deitlt.cli").main(predict[1:]) == 0
     assert len((home / "predictions.csv").read_text().splitlines()) == 1 + 3
 
-    # The teacher above knows the classes of both sets, which are the same.
-    shrunk = ["--micro-batch-size", "None", "--img-size", "32", "--overwrite"]
-    assert train_student.main([*cifar[3:], *SHRINK, *shrunk, "--imbalance-factor", "2"]) == 0
+
+def test_the_papers_sets(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    assert run("training.prepare") == 2  # nothing is downloaded over what is there
+    assert "cifar10: exists already" in capsys.readouterr().err
+    small = ["--img-size", "16"]
+    assert run("training.train_teacher", *SHRINK, *small, which=1) == 0
+    assert run("training.train_student", *STUDENT, *small, "--patch-size", "4", which=1) == 0
+    (words,) = commands("torchrun")
+    program, *arguments = words[words.index("-m") + 1 :]
+    assert import_module(program).main(arguments) == 2  # the data is not there
+    assert "ImageNet_LT: there is no such folder" in capsys.readouterr().err
+    assert run("training.reproduce", "--only", "none") == 2
+    assert "no experiment 'none'" in capsys.readouterr().err
+    assert run("export.import_checkpoint") == 2
+    assert "deit_lt.pth" in capsys.readouterr().err
+
+
+def run(program: str, *more: str, which: int = 0) -> Any:
+    """Exit status of a command of the README, in this process, with more arguments."""
+    words = commands(f"python -m {program}")[which]
+    return import_module(program).main([*words[3:], *more])
 
 
 def test_the_service_that_the_readme_starts_is_the_one_there_is() -> None:

@@ -5,15 +5,14 @@ import json
 from collections.abc import Callable
 
 import pytest
-import torch
-from timm.scheduler import CosineLRScheduler
 
 from deitlt.errors import UsageError
 from training.command_line import parse, pick_recipe
 from training.config import Recipe
-from training.recipes import STUDENTS, TEACHERS, student_cifar, teacher_cifar
+from training.recipes import STUDENTS, TEACHERS, students, teachers
+from training.schedules import student_learning_rate
 from training.train_student import StudentCommand
-from training.train_teacher import TeacherCommand, learning_rate
+from training.train_teacher import TeacherCommand
 
 ALL = [*TEACHERS.items(), *STUDENTS.items()]
 
@@ -24,7 +23,7 @@ def test_every_recipe_is_a_frozen_value_with_a_run_book(
 ) -> None:
     recipe = make()
     assert recipe.name == name
-    for part in ("Source:", "Command:"):
+    for part in ("Source:", "Expect:", "Milestones:", "Hardware:", "Command:"):
         assert part in (make.__doc__ or ""), f"the run book of {name} lacks {part!r}"
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.epochs = 1  # type: ignore[misc]
@@ -33,40 +32,64 @@ def test_every_recipe_is_a_frozen_value_with_a_run_book(
         assert getattr(recipe, field.name) == getattr(make(), field.name)
 
 
-def test_the_cifar_teacher_has_the_official_learning_rates() -> None:
-    recipe = teacher_cifar()
-    # Saddle-LongTail counts epochs from 1: lr * e / 5 first, x 0.01 after 160, x 0.0001 after 180.
-    official = {1: 0.02, 3: 0.06, 5: 0.1, 6: 0.1, 160: 0.1, 161: 1e-3, 180: 1e-3, 181: 1e-5}
-    for epoch, lr in official.items():
-        assert learning_rate(recipe, epoch - 1) == pytest.approx(lr)
+def test_the_cifar_teacher_is_the_official_one() -> None:
+    recipe = teachers.cifar()
     assert (recipe.rho, recipe.drw_epoch, recipe.max_margin, recipe.scale) == (0.8, 160, 0.5, 30)
     assert (recipe.weight_decay, recipe.momentum, recipe.batch_size) == (2e-4, 0.9, 128)
     assert recipe.sam_batch_norm == "both"
 
 
-def test_the_cifar_student_has_the_official_schedule() -> None:
-    recipe = student_cifar()
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([weight], lr=recipe.lr)
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=recipe.epochs,
-        lr_min=recipe.min_lr,
-        warmup_t=recipe.warmup_epochs,
-        warmup_lr_init=recipe.warmup_lr,
-    )
-
-    def lr_at(epoch: float) -> float:
-        schedule.step(epoch)
-        return float(optimizer.param_groups[0]["lr"])
-
-    assert lr_at(0) == pytest.approx(1e-6)
-    assert lr_at(2.5) == pytest.approx((1e-6 + 2.5e-4) / 2)
-    assert lr_at(5) == pytest.approx(2.5e-4, rel=1e-3)
-    assert lr_at(1100) == pytest.approx(1.41e-5, rel=2e-3)  # where DRW starts, as published
+def test_the_cifar_student_is_the_official_one() -> None:
+    recipe = students.cifar()
+    # Where DRW starts the published learning rate is 1.41e-5.
+    assert student_learning_rate(recipe, 1100) == pytest.approx(1.41e-5, rel=2e-3)
     assert (recipe.batch_size, recipe.micro_batch_size) == (1024, 128)
     assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing) == (0.8, 1.0, 0.1)
     assert not recipe.mix_in_drw
+    assert recipe.sampling == "repeated"
+
+
+def test_the_large_students_follow_table_s1() -> None:
+    for recipe, epochs, drw_epoch in (
+        (students.imagenet_lt(), 1400, 1200),
+        (students.inat18(), 1000, 900),
+    ):
+        assert (recipe.epochs, recipe.drw_epoch) == (epochs, drw_epoch)
+        assert (recipe.batch_size, recipe.lr, recipe.weight_decay) == (2048, 5e-4, 0.05)
+        assert (recipe.view, recipe.sampling, recipe.random_erasing) == ("three_augment", "all", 0)
+        assert recipe.mix_in_drw
+    # Published learning rates at the start of DRW.
+    assert student_learning_rate(students.imagenet_lt(), 1200) == pytest.approx(3.43e-5, rel=2e-3)
+    assert student_learning_rate(students.inat18(), 900) == pytest.approx(2.20e-5, rel=3e-3)
+
+
+def test_the_radius_of_the_large_teachers_rises_with_drw() -> None:
+    recipe = teachers.imagenet_lt()
+    assert recipe.drw_epoch in recipe.rho_epochs
+    assert (recipe.rho, recipe.rho_epochs, recipe.rho_values) == (0.05, (5, 60), (0.1, 0.5))
+    assert (recipe.max_margin, recipe.network) == (0.3, "resnet50")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rho": -1.0}, "--rho must not be negative"),
+        ({"rho_epochs": (5,)}, "as many steps"),
+        ({"rho_epochs": (5, 5), "rho_values": (0.1, 0.2)}, "must rise"),
+        ({"classifier": "linear"}, "--method ldam needs --classifier cosine"),
+        ({"method": "ce"}, "--method ce needs --classifier linear"),
+        ({"method": "paco", "classifier": "linear"}, "--view paco_small"),
+        (
+            {"method": "paco", "classifier": "linear", "view": "paco_small", "batch_size": 2048},
+            "--paco-queue 1024 is smaller than --batch-size 2048",
+        ),
+    ],
+)
+def test_a_teachers_field_out_of_range_is_named(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        dataclasses.replace(teachers.cifar(), **fields)  # type: ignore[arg-type]
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +107,15 @@ def test_the_cifar_student_has_the_official_schedule() -> None:
         ({"drw_beta": 1.0}, "--drw-beta"),
         ({"std": (0.2, 0.0, 0.2)}, "--std"),
         ({"size": "huge"}, "--size must be one of"),
+        ({"ema_decay": 1.0}, "--ema-decay"),
+        ({"temperature": 0.0}, "--temperature"),
+        ({"classifier": "cosine"}, "--classifier cosine is for plain transformers"),
+        ({"cls_loss": "ldam"}, "--cls-loss ldam needs"),
     ],
 )
 def test_a_field_out_of_range_is_named(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as error:
-        dataclasses.replace(student_cifar(), **fields)  # type: ignore[arg-type]
+        dataclasses.replace(students.cifar(), **fields)  # type: ignore[arg-type]
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -108,7 +135,7 @@ def test_any_field_can_be_overridden_with_its_type() -> None:
         "--size", "tiny", "--imbalance-factor", "100", "-j", "0",
     )  # fmt: skip
     expected = dataclasses.replace(
-        student_cifar(), epochs=3, lr=1e-3, mix_in_drw=True, crop_scale=(0.5, 1.0), size="tiny",
+        students.cifar(), epochs=3, lr=1e-3, mix_in_drw=True, crop_scale=(0.5, 1.0), size="tiny",
         imbalance_factor=100.0,
     )  # fmt: skip
     assert command.recipe == expected
@@ -117,8 +144,8 @@ def test_any_field_can_be_overridden_with_its_type() -> None:
 
 def test_every_field_of_every_recipe_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     programs: list[tuple[Recipe, type]] = [
-        (teacher_cifar(), TeacherCommand),
-        (student_cifar(), StudentCommand),
+        (teachers.cifar(), TeacherCommand),
+        (students.cifar(), StudentCommand),
     ]
     for recipe, kind in programs:
         with pytest.raises(SystemExit) as stop:
@@ -147,6 +174,6 @@ def test_a_wrong_word_gets_one_line(arguments: list[str], message: str) -> None:
 
 
 def test_a_missing_flag_gets_one_line() -> None:
-    with pytest.raises(UsageError, match="--teacher") as error:
-        parse("program", StudentCommand, ["--data", "d", "--output", "o"], recipe=student_cifar())
+    with pytest.raises(UsageError, match="--output") as error:
+        parse("program", StudentCommand, ["--data", "d"], recipe=students.cifar())
     assert "\n" not in str(error.value)

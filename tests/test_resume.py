@@ -33,7 +33,7 @@ importlib.import_module(program).main(arguments)
 """
 
 TEACHER = ["digits", "--epochs", "5", "--drw-epoch", "3", "--batch-size", "8", "--workers", "0"]
-STUDENT = [*TEACHER, "--warmup-epochs", "1", "--micro-batch-size", "4"]
+STUDENT = [*TEACHER, "--warmup-epochs", "1", "--micro-batch-size", "4", "--allow-weak-teacher"]
 COMMON = ["--imbalance-factor", "None", "--val-fraction", "0.2", "--checkpoint-epochs", "2"]
 
 
@@ -80,6 +80,7 @@ def assert_same_run(actual: Path, expected: Path, weights: str) -> None:
             assert torch.equal(ours[key], theirs[key]), key
         for row in our_fields.get("history", []) + their_fields.get("history", []):
             row.pop("seconds")
+            row.pop("images_per_s")
         assert our_fields == their_fields
     with (actual / "results.csv").open() as ours_csv, (expected / "results.csv").open() as csv_:
         epochs = [[row["epoch"] for row in csv.DictReader(file)] for file in (ours_csv, csv_)]
@@ -90,7 +91,7 @@ def assert_same_run(actual: Path, expected: Path, weights: str) -> None:
 @pytest.mark.parametrize("step", [5, 14])
 def test_a_teacher_killed_in_a_step(step: int, data: Path, teacher: Path, tmp_path: Path) -> None:
     arguments = [*TEACHER, *COMMON, "--data", str(data), "--output", str(tmp_path / "run")]
-    kill("training.train_teacher", "sam_step", step, "training.train_teacher", arguments)
+    kill("training.teacher_learner", "sam_step", step, "training.train_teacher", arguments)
     assert train_teacher.main([*arguments, "--resume"]) == 0
     assert_same_run(tmp_path / "run", teacher, "teacher.safetensors")
 
@@ -102,7 +103,7 @@ def test_a_student_killed_between_micro_batches(
 ) -> None:
     arguments = [*STUDENT, *COMMON, "--data", str(data), "--teacher", str(teacher)]
     arguments += ["--output", str(tmp_path / "run")]
-    kill("training.train_student", "dist_loss", step, "training.train_student", arguments)
+    kill("training.distillation", "deit_lt_loss", step, "training.train_student", arguments)
     assert train_student.main([*arguments, "--resume"]) == 0
     assert_same_run(tmp_path / "run", student, "student.safetensors")
 
@@ -127,7 +128,7 @@ def test_a_finished_run_resumes_to_itself(data: Path, student: Path, teacher: Pa
 
 
 def test_no_file_of_a_run_is_a_pickle(student: Path) -> None:
-    names = sorted(file.name for file in student.iterdir())
+    names = sorted(file.name for file in student.iterdir() if file.is_file())
     assert names == ["recipe.json", "results.csv", "resume.safetensors", "student.safetensors"]
     for file in student.glob("*.safetensors"):
         length = int.from_bytes(file.read_bytes()[:8], "little")

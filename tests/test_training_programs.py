@@ -13,10 +13,12 @@ from deitlt.classifier import load
 from deitlt.weights import load_weights, save_tensors
 from export import to_bundle
 from training import evaluate, train_student, train_teacher
+from training.scoring import fit_blend
 
 COUNTS = {"a": 12, "b": 8, "c": 6}
 QUICK = ["--epochs", "2", "--drw-epoch", "1", "--batch-size", "8", "--workers", "0"]
 QUICK += ["--imbalance-factor", "None", "--val-fraction", "0.2"]
+STUDENT = ["digits", *QUICK, "--allow-weak-teacher"]  # two epochs teach a teacher nothing
 
 Tree = Callable[[Path, Mapping[str, int]], Path]
 
@@ -40,7 +42,7 @@ def teacher(data: Path) -> Path:
 def student(data: Path, teacher: Path) -> Path:
     run = data.parent / "student"
     where = ["--data", str(data), "--teacher", str(teacher), "--output", str(run)]
-    assert train_student.main(["digits", *QUICK, *where]) == 0
+    assert train_student.main([*STUDENT, *where]) == 0
     return run
 
 
@@ -101,7 +103,7 @@ def test_a_teacher_with_another_class_order_is_refused(
         (renamed / split / "a").rename(renamed / split / "x")
     capsys.readouterr()
     where = ["--data", str(renamed), "--teacher", str(teacher), "--output", str(tmp_path / "run")]
-    line = complaint(train_student.main(["digits", *QUICK, *where]), capsys)
+    line = complaint(train_student.main([*STUDENT, *where]), capsys)
     assert "not the same ones" in line
     assert not (tmp_path / "run").exists()
 
@@ -113,7 +115,7 @@ def test_the_same_classes_in_another_order_are_refused(
     fields = {**asdict(card), "preprocess": card.preprocess.to_dict(), "classes": ["b", "a", "c"]}
     save_tensors(tmp_path / "teacher.safetensors", tensors, fields)
     where = ["--data", str(data), "--teacher", str(tmp_path), "--output", str(tmp_path / "run")]
-    line = complaint(train_student.main(["digits", *QUICK, *where]), capsys)
+    line = complaint(train_student.main([*STUDENT, *where]), capsys)
     assert "another order" in line
     assert "'b'" in line
     assert not (tmp_path / "run").exists()
@@ -123,7 +125,7 @@ def test_a_teacher_of_other_images_is_warned_of(
     data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--data", str(data), "--teacher", str(teacher), "--output", str(tmp_path / "run")]
-    arguments = ["digits", *QUICK, *where, "--split-seed", "1", "--epochs", "1"]
+    arguments = [*STUDENT, *where, "--split-seed", "1", "--epochs", "1"]
     capsys.readouterr()
     assert train_student.main(arguments) == 0
     assert "trained on other images" in capsys.readouterr().err
@@ -222,3 +224,24 @@ def test_evaluate_finds_the_runs_own_held_out_images(
     assert held_out["heads"] == json.loads(json.dumps(card.validation))
     trained_on = json.loads((tmp_path / "metrics-train.json").read_text())
     assert trained_on["num_images"] == sum(card.train_counts)
+
+
+def test_a_blend_is_fitted_on_held_out_images(
+    student: Path, teacher: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data", str(data), "--fit-blend", "--output", str(tmp_path)]
+    assert evaluate.main([str(student), *where]) == 0
+    metrics = json.loads((tmp_path / "metrics-test.json").read_text())
+    assert list(metrics["heads"]) == ["average", "cls", "dist", "blend"]
+    assert f"blend: {metrics['blend']:.2f} of CLS" in capsys.readouterr().out
+    assert "needs two experts" in complaint(evaluate.main([str(teacher), *where]), capsys)
+
+
+def test_the_best_blend_is_found() -> None:
+    labels = np.array([0, 0, 1, 1])
+    right = np.eye(2, dtype=np.float32)[labels]
+    wrong = 1 - right
+    assert fit_blend({"cls": right, "dist": wrong}, labels, 2) == 0.55
+    assert fit_blend({"cls": wrong, "dist": 3 * right}, labels, 2) == 0.5
+    assert fit_blend({"cls": wrong, "dist": right}, labels, 2) == 0.45
+    assert fit_blend({"cls": right, "dist": right}, labels, 2) == 0.5

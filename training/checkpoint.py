@@ -4,6 +4,7 @@
 runs/student/
   recipe.json           every field of the resolved recipe
   results.csv           one row an epoch
+  tensorboard/          the same figures as curves
   resume.safetensors    everything needed to continue
   student.safetensors   the selected weights with their card (teacher.safetensors for a teacher)
 ```
@@ -12,11 +13,14 @@ runs/student/
 import csv
 import io
 import json
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from deitlt.errors import CheckpointError
 from deitlt.files import write_json, write_text
@@ -26,6 +30,8 @@ from training.config import Recipe, kebab
 RECIPE = "recipe.json"
 RESULTS = "results.csv"
 RESUME = "resume.safetensors"
+CURVES = "tensorboard"
+OPTIMIZER = "optimizer"
 WEIGHTS = ("student.safetensors", "teacher.safetensors")
 
 
@@ -35,11 +41,15 @@ class Progress:
 
     Attributes:
         epoch: epochs finished.
+        step: optimiser steps of the next epoch that are done already (a run stopped by a signal).
+        sums: what those steps add to the figures of its row.
         best_score: validation score of the selected weights; None before there are any.
         history: one row an epoch, as in results.csv.
     """
 
     epoch: int = 0
+    step: int = 0
+    sums: list[float] = field(default_factory=list)
     best_score: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -76,27 +86,40 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for name in (RESUME, RESULTS, *WEIGHTS):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / CURVES, ignore_errors=True)
         write_json(self.path / RECIPE, _plain(recipe))
 
     def save(
         self,
         progress: Progress,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
+        modules: dict[str, nn.Module],
+        optimizers: list[Optimizer],
         inputs_sha256: str,
     ) -> None:
         """Write a resume point and results.csv; a kill leaves the former resume point whole."""
-        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                assert isinstance(value, torch.Tensor), f"optimiser state {name} is not a tensor"
-                tensors[f"optimizer.{index}.{name}"] = value
-        fields = {"kind": "resume", "inputs_sha256": inputs_sha256, **asdict(progress)}
+        tensors = {
+            f"{owner}.{name}": value
+            for owner, module in modules.items()
+            for name, value in module.state_dict().items()
+        }
+        for number, optimizer in enumerate(optimizers):
+            state = optimizer.state_dict()
+            for index, values in state["state"].items():
+                for name, value in values.items():
+                    assert isinstance(value, torch.Tensor), f"optimiser state {name}: no tensor"
+                    tensors[f"{OPTIMIZER}{number}.{index}.{name}"] = value
+        fields = {
+            "kind": "resume",
+            "inputs_sha256": inputs_sha256,
+            # LAMB counts its steps in the group.
+            "group_steps": [[int(g.get("step", 0)) for g in o.param_groups] for o in optimizers],
+            **asdict(progress),
+        }
         save_tensors(self.path / RESUME, tensors, fields)
         write_text(self.path / RESULTS, _to_csv(progress.history))
 
     def load(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs_sha256: str
+        self, modules: dict[str, nn.Module], optimizers: list[Optimizer], inputs_sha256: str
     ) -> Progress:
         """Continue from the resume point; a fresh `Progress` where there is none yet.
 
@@ -117,18 +140,23 @@ class RunFolder:
                 f"{path}: was made on other training images or with another teacher; "
                 "resume with the same ones, or pass --overwrite instead of --resume"
             )
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        weights: dict[str, torch.Tensor] = {}
+        owned: dict[str, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             owner, _, rest = name.partition(".")
-            if owner == "model":
-                weights[rest] = value
-            else:
-                index, _, key = rest.partition(".")
+            owned.setdefault(owner, {})[rest] = value
+        for owner, module in modules.items():
+            module.load_state_dict(owned.get(owner, {}))
+        steps = fields.pop("group_steps")
+        for number, optimizer in enumerate(optimizers):
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for name, value in owned.get(f"{OPTIMIZER}{number}", {}).items():
+                index, _, key = name.partition(".")
                 state.setdefault(int(index), {})[key] = value
-        model.load_state_dict(weights)
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+            groups = optimizer.state_dict()["param_groups"]
+            for group, step in zip(groups, steps[number], strict=True):
+                if step:
+                    group["step"] = step
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
         return Progress(**fields)
 
     def _check_same_recipe(self, wanted: dict[str, Any]) -> None:

@@ -4,11 +4,15 @@ Every field is a command-line flag of the training programs, under its own name 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from deitlt.errors import UsageError
 from deitlt.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from deitlt.student import SIZES, Size
+from training.losses import HeadLoss
+
+Sampling = Literal["all", "repeated", "repeated_full", "balanced"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +44,12 @@ class Recipe:
     epochs: int
     """Passes over the training images."""
     batch_size: int
-    """Images an optimiser step."""
+    """Images an optimiser step, over all processes."""
+    micro_batch_size: int | None = None
+    """Images a forward pass of one process; gradients accumulate to `batch_size`. None divides
+    `batch_size` among the processes. Mixing pairs the images of a micro-batch."""
     lr: float
-    """Peak learning rate."""
+    """Peak learning rate; for SGD and AdamW alike it is used as it is, never scaled by a batch."""
     weight_decay: float
     """Weight decay."""
     warmup_epochs: int = 5
@@ -51,8 +58,24 @@ class Recipe:
     """First epoch, from 0, of deferred re-weighting; `epochs` turns it off."""
     drw_beta: float = 0.9999
     """Beta of the effective-number class weights."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Random resized crop: share of the area kept."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Random resized crop: aspect ratio."""
+    crop_padding: int = 4
+    """Padding of the random crop of weak views, px."""
     flip: float = 0.5
     """Probability of a horizontal flip; 0 where left and right differ, as in digits."""
+    auto_augment: str = "rand-m9-mstd0.5-inc1"
+    """timm's RandAugment string for strong views; empty turns it off."""
+    random_erasing: float = 0.25
+    """Strong views: probability of erasing a rectangle with noise."""
+    mixup: float = 0.8
+    """Mixup's alpha where images are mixed; 0 turns it off."""
+    cutmix: float = 1.0
+    """CutMix's alpha where images are mixed; 0 turns it off."""
+    label_smoothing: float = 0.1
+    """Smoothing of labels where images are mixed."""
     seed: int = 0
     """Seed of weights, order, augmentation and stochastic depth."""
     checkpoint_epochs: int = 1
@@ -68,6 +91,11 @@ class Recipe:
             raise UsageError(f"--drw-beta must be in [0, 1), not {self.drw_beta:g}")
         if min(self.std) <= 0:
             raise UsageError("--std must be positive in every channel")
+        micro = self.micro_batch_size or self.batch_size
+        if micro <= 0 or self.batch_size % micro:
+            raise UsageError(
+                f"--batch-size {self.batch_size} is not a multiple of --micro-batch-size {micro}"
+            )
 
     def preprocess(self) -> PreprocessSpec:
         """How images are prepared for evaluation and deployment."""
@@ -76,34 +104,75 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecipe(Recipe):
-    """A flat CNN teacher: cosine classifier, LDAM loss with DRW, SAM."""
+    """A flat CNN teacher, trained by LDAM-DRW, PaCo, GLMC or plain cross-entropy, with SAM."""
 
+    method: Literal["ldam", "paco", "glmc", "ce"] = "ldam"
+    """What it learns by; `ce` mixes images as the student does (DeiT's strong teacher)."""
+    network: str = "resnet32"
+    """resnet32, resnet34 (both for 32 px), resnet50, or timm/NAME."""
+    classifier: Literal["cosine", "linear"] = "cosine"
+    """Last layer; LDAM needs cosines, the other methods have linear ones."""
+    view: Literal["weak", "jitter", "strong", "paco_small", "paco_large"] = "weak"
+    """Random views: padded crop; resized crop with colour jitter (224 px); the student's; PaCo's
+    two at 32 px; PaCo's two at 224 px. All flip."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    schedule: Literal["step", "cosine"] = "step"
+    """Learning rate after the warm-up: steps by `decay_epochs`, or a cosine to 0."""
     decay_epochs: tuple[int, ...] = ()
     """Epochs, from 0, at which the learning rate is multiplied by `decay_factor`."""
     decay_factor: float = 0.01
     """What it is multiplied by."""
+    rho: float = 0.05
+    """SAM: radius of the ascent step; 0 turns SAM off."""
+    rho_epochs: tuple[int, ...] = ()
+    """SAM: epochs, from 0, at which the radius changes to the next of `rho_values`."""
+    rho_values: tuple[float, ...] = ()
+    """SAM: the radius from each of `rho_epochs` on."""
+    sam_batch_norm: Literal["first", "both"] = "first"
+    """SAM: passes that update batch-norm's running statistics."""
     max_margin: float = 0.5
     """LDAM: margin of the rarest class."""
     scale: float = 30.0
     """LDAM: factor on the cosines inside the loss."""
-    rho: float = 0.05
-    """SAM: radius of the ascent step; 0 turns SAM off."""
-    sam_batch_norm: Literal["first", "both"] = "first"
-    """SAM: passes that update batch-norm's running statistics."""
-    crop_padding: int = 4
-    """Padding of the random crop, px."""
+    paco_alpha: float = 0.01
+    """PaCo: weight of a positive pair of images."""
+    paco_temperature: float = 0.05
+    """PaCo: temperature of the contrast."""
+    paco_queue: int = 1024
+    """PaCo: keys remembered; at least a batch."""
+    paco_width: int = 32
+    """PaCo: width of the projection."""
+    paco_momentum: float = 0.999
+    """PaCo: momentum of the key encoder."""
+    glmc_contrast: float = 1.0
+    """GLMC: weight of the contrast between both views."""
+    glmc_power: float = 1.2
+    """GLMC: the re-balanced head weighs a class by its count to minus this power."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rho < 0:
+        if min(self.rho, *self.rho_values, 0) < 0:
             raise UsageError(f"--rho must not be negative, not {self.rho:g}")
+        if len(self.rho_epochs) != len(self.rho_values):
+            raise UsageError("--rho-epochs and --rho-values must name as many steps as each other")
+        if any(later <= earlier for earlier, later in pairwise(self.rho_epochs)):
+            raise UsageError("--rho-epochs must rise")
+        if self.method == "ldam" and self.classifier != "cosine":
+            raise UsageError("--method ldam needs --classifier cosine: its margins are of cosines")
+        if self.method != "ldam" and self.classifier != "linear":
+            raise UsageError(f"--method {self.method} needs --classifier linear")
+        if (self.method == "paco") != self.view.startswith("paco"):
+            raise UsageError("--method paco goes with --view paco_small or paco_large, and they")
+        if self.method == "paco" and self.paco_queue < self.batch_size:
+            raise UsageError(
+                f"--paco-queue {self.paco_queue} is smaller than --batch-size {self.batch_size}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentRecipe(Recipe):
-    """A DeiT-LT student, distilled from a teacher on out-of-distribution images."""
+    """A DeiT-LT student, distilled from a teacher on out-of-distribution images; or a baseline."""
 
     size: Size
     """pico or nano (ours, for small images), tiny, small or base (DeiT's)."""
@@ -111,30 +180,51 @@ class StudentRecipe(Recipe):
     """Side of a patch, px."""
     drop_path_rate: float = 0.1
     """Stochastic depth of the last block."""
+    distilled: bool = True
+    """With a DIST token, head and teacher; without, a plain transformer (baselines)."""
+    layer_scale: float | None = None
+    """Initial LayerScale (DeiT-III)."""
+    classifier: Literal["linear", "cosine"] = "linear"
+    """Head of a plain transformer; cosine for LDAM."""
+    view: Literal["strong", "three_augment", "weak"] = "strong"
+    """Random views: RandAugment and erasing; 3-Augment; padded crop and flip (table 1)."""
+    sampling: Sampling = "all"
+    """What an epoch shows: every image once; a third of them three times each, drawn anew each
+    epoch (the official sampler); likewise but all of them in three epochs; or classes equally."""
+    distillation: Literal["hard", "soft"] = "hard"
+    """What DIST learns: the teacher's label, or its distribution."""
+    temperature: float = 1.0
+    """Soft distillation: temperature of both distributions."""
+    renormalise: bool = False
+    """Give the teacher images in its own normalisation; the official code gives the student's."""
     alpha: float = 0.5
     """Share of the distillation loss; the label loss has the rest."""
-    label_smoothing: float = 0.1
-    """Smoothing of the labels CLS learns; off with mixing in the DRW phase."""
+    cls_loss: HeadLoss = "ce"
+    """What CLS learns by."""
+    drw_cls_loss: HeadLoss | None = None
+    """What CLS learns by in the DRW phase; None goes on as before."""
+    dist_loss: HeadLoss = "ce"
+    """What DIST learns the teacher's labels by."""
+    loss_tau: float = 1.0
+    """Strength of balanced softmax, logit adjustment and VS."""
+    loss_gamma: float | None = None
+    """Focusing of the focal loss (2 by default); exponent of VS (0.15)."""
+    max_margin: float = 0.5
+    """LDAM: margin of the rarest class."""
+    drw_on_cls: bool = False
+    """Re-weight the label loss too in the DRW phase (the LDAM baseline)."""
+    mix_in_drw: bool = False
+    """Keep mixing and label smoothing in the DRW phase (ImageNet-LT, iNaturalist)."""
+    optimizer: Literal["adamw", "lamb", "muon"] = "adamw"
+    """AdamW; LAMB (DeiT-III); or Muon for matrices and AdamW for the rest."""
     min_lr: float = 1e-5
     """Learning rate at the end of the cosine."""
     warmup_lr: float = 1e-6
     """Learning rate at the start of the warm-up."""
-    micro_batch_size: int | None = None
-    """Images a forward pass; gradients accumulate to `batch_size`. None does all at once."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Random resized crop: share of the area kept."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Random resized crop: aspect ratio."""
-    auto_augment: str = "rand-m9-mstd0.5-inc1"
-    """timm's policy string; empty turns it off."""
-    random_erasing: float = 0.25
-    """Probability of erasing a rectangle with noise."""
-    mixup: float = 0.8
-    """Mixup's alpha; 0 turns it off."""
-    cutmix: float = 1.0
-    """CutMix's alpha; 0 turns it off."""
-    mix_in_drw: bool = False
-    """Keep mixing and label smoothing in the DRW phase (ImageNet-LT, iNaturalist)."""
+    ema_decay: float = 0.0
+    """Decay a step of averaged weights, which are evaluated and may be selected; 0 has none."""
+    retrain_heads: bool = False
+    """Start heads anew and train them alone, on the weights given by --init (cRT)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,11 +236,16 @@ class StudentRecipe(Recipe):
             )
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"--alpha must be in [0, 1], not {self.alpha:g}")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"--ema-decay must be in [0, 1), not {self.ema_decay:g}")
+        if self.temperature <= 0:
+            raise UsageError(f"--temperature must be positive, not {self.temperature:g}")
+        if self.distilled and self.classifier != "linear":
+            raise UsageError("--classifier cosine is for plain transformers (--no-distilled)")
+        ldam = "ldam" in (self.cls_loss, self.drw_cls_loss)
+        if ldam and self.classifier != "cosine":
+            raise UsageError("--cls-loss ldam needs --no-distilled --classifier cosine")
         micro = self.micro_batch_size or self.batch_size
-        if self.batch_size % micro:
-            raise UsageError(
-                f"--batch-size {self.batch_size} is not a multiple of --micro-batch-size {micro}"
-            )
         if (self.mixup > 0 or self.cutmix > 0) and micro % 2:
             raise UsageError(f"mixing pairs images: a batch of {micro} is odd; make it even")
 

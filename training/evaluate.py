@@ -13,14 +13,14 @@ from deitlt.errors import CheckpointError, DataError
 from deitlt.files import write_json, write_text
 from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.metrics import Report, format_table, per_class_csv
-from deitlt.student import load_student
+from deitlt.student import load_transformer
 from deitlt.weights import Card
 from training.checkpoint import WEIGHTS
 from training.command_line import parse, run_program
 from training.config import Recipe, StudentRecipe, TeacherRecipe
 from training.data import EvaluationImages, files_sha256, load_splits
-from training.loop import pick_device
-from training.scoring import head_reports, student_logits, teacher_logits
+from training.distributed import pick_device
+from training.scoring import fit_blend, head_reports, student_logits, teacher_logits
 from training.teachers import load_teacher
 
 PROGRAM = "training.evaluate"
@@ -37,6 +37,8 @@ class EvaluateCommand:
     split: Literal["train", "val", "test", "all"] | None = None
     """Which images: by default test, else val, else all of a tree without marked splits. On the
     data of the run, train and val are what it trained on and held out."""
+    fit_blend: bool = False
+    """Also report `blend`, the experts mixed by the share that is best on the held-out images."""
     output: Path | None = None
     """Folder for metrics-SPLIT.json and per_class-SPLIT.csv; the run folder by default."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -62,17 +64,30 @@ def evaluate(command: EvaluateCommand) -> dict[str, Report]:
     card, logits_of = _load(command.run, device)
     recipe = _recipe(card)
     split, images = _pick_split(command, recipe, card)
-    loaded = EvaluationImages(images, card.preprocess, device)
-    reports = head_reports(logits_of(loaded), images.labels, card.train_counts)
+    logits = logits_of(EvaluationImages(images, card.preprocess, device))
+    blend = None
+    if command.fit_blend:
+        held_out = _own_splits(command.data, recipe, card).get("val")
+        if held_out is None or "dist" not in logits:
+            raise DataError(
+                f"{command.data}: --fit-blend needs two experts and images that the run held out"
+            )
+        val_logits = logits_of(EvaluationImages(held_out, card.preprocess, device))
+        blend = fit_blend(val_logits, held_out.labels, len(card.classes))
+        logits["blend"] = blend * logits["cls"] + (1 - blend) * logits["dist"]
+    reports = head_reports(logits, images.labels, card.train_counts)
     output = command.output or (command.run if command.run.is_dir() else command.run.parent)
     output.mkdir(parents=True, exist_ok=True)
     figures = {head: figures.to_dict() for head, figures in reports.items()}
-    metrics = {"split": split, "num_images": len(images), "epoch": card.epoch, "heads": figures}
+    metrics: dict[str, Any] = {"split": split, "num_images": len(images), "epoch": card.epoch}
+    metrics |= {"heads": figures} if blend is None else {"heads": figures, "blend": blend}
     write_json(output / f"metrics-{split}.json", metrics)
     rows = per_class_csv(card.classes, card.train_counts, reports)
     write_text(output / f"per_class-{split}.csv", rows)
     print(f"{command.run}, epoch {card.epoch}, {len(images)} {split} images, accuracy in %")
     print(format_table(reports))
+    if blend is not None:
+        print(f"blend: {blend:.2f} of CLS, {1 - blend:.2f} of DIST (--blend {blend:.2f} serves it)")
     return reports
 
 
@@ -84,18 +99,24 @@ def _load(run: Path, device: torch.device) -> tuple[Card, Any]:
         return teacher.card, lambda images: teacher_logits(cnn, images)
     if not run.exists():
         raise CheckpointError(f"{run}: there is no such run folder")
-    student, card = load_student(run)
+    student, card = load_transformer(run)
     student.to(device)
     return card, lambda images: student_logits(student, images)
 
 
-def _recipe(card: Card) -> Recipe:
+def _recipe(card: Card) -> Recipe | None:
+    """The recipe of a run; None for weights that were imported."""
     kind = StudentRecipe if card.kind == "student" else TeacherRecipe
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in card.recipe.items()}
-    return kind(**fields)  # type: ignore[arg-type]
+    try:
+        return kind(**fields)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
-def _pick_split(command: EvaluateCommand, recipe: Recipe, card: Card) -> tuple[str, LabelledImages]:
+def _pick_split(
+    command: EvaluateCommand, recipe: Recipe | None, card: Card
+) -> tuple[str, LabelledImages]:
     known = read_labelled(command.data, card.classes) | _own_splits(command.data, recipe, card)
     order = ("test", "val", "all", "train")
     name: str = command.split or next(name for name in order if name in known)
@@ -104,8 +125,10 @@ def _pick_split(command: EvaluateCommand, recipe: Recipe, card: Card) -> tuple[s
     return name, known[name]
 
 
-def _own_splits(data: Path, recipe: Recipe, card: Card) -> dict[str, LabelledImages]:
+def _own_splits(data: Path, recipe: Recipe | None, card: Card) -> dict[str, LabelledImages]:
     """What the run trained on and held out, if this is the data it was trained on."""
+    if recipe is None:
+        return {}
     try:
         splits = load_splits(data, recipe, card.classes)
     except DataError:  # data to evaluate on alone need not be fit to train on

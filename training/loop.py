@@ -1,23 +1,49 @@
 """The outer loop that teacher and student share: epochs, validation, selection, resume points."""
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import torch
-from tqdm import tqdm
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from deitlt.errors import UsageError
 from deitlt.metrics import Report
-from training.checkpoint import Progress, RunFolder
+from training.checkpoint import CURVES, Progress, RunFolder
 from training.config import Recipe
 from training.data import EvaluationImages
+from training.distributed import World
+from training.feed import Feed, MicroBatch
 from training.scoring import HeadLogits, head_reports
+from training.stopping import Stopped, StopRequest, stop_request
+from training.tracking import Curves, ProgressBar
 
-# Lines printed over a run, for logs that show no progress bar.
-MILESTONES = 10
+# Processes agree on a request to stop every so many steps.
+STOP_STEPS = 10
+
+
+class Learner(Protocol):
+    """What the loop trains.
+
+    Attributes:
+        modules: all that a resume point must hold, by name.
+        optimizers: likewise.
+        figures: names of what `step` returns; the first is the loss.
+    """
+
+    modules: dict[str, nn.Module]
+    optimizers: list[Optimizer]
+    figures: tuple[str, ...]
+
+    def start_epoch(self, epoch: int) -> None:
+        """Whatever depends on the epoch alone."""
+
+    def step(self, epoch: int, step: int, batches: list[MicroBatch]) -> Tensor:
+        """One optimiser step; returns each figure's sum over this process's micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -28,99 +54,170 @@ class Validation:
         images: as deployment will see them.
         logits: the model's logits of each head on them.
         train_counts: training images of each class.
-        head: whose balanced accuracy selects the epoch.
+        selects: the heads whose balanced accuracy may select the epoch.
     """
 
     images: EvaluationImages
     logits: Callable[[EvaluationImages], HeadLogits]
     train_counts: list[int]
-    head: str
+    selects: tuple[str, ...]
 
     def reports(self) -> dict[str, Report]:
         """Figures of each head now."""
         return head_reports(self.logits(self.images), self.images.labels, self.train_counts)
 
 
-def train(
-    run: RunFolder,
-    recipe: Recipe,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    inputs_sha256: str,
-    train_epoch: Callable[[int], dict[str, float]],
-    validation: Validation | None,
-    save_selected: Callable[[int, dict[str, Any]], None],
-) -> Progress:
-    """Train to the last epoch, from the resume point if there is one.
+class Training:
+    """A run from its resume point to its last epoch.
 
     Selection: the epoch with the best balanced accuracy on held-out images, the later of equals;
     the last epoch where nothing is held out. The test set plays no part.
-
-    Args:
-        run: where resume points go.
-        recipe: what to do.
-        model: trained in place.
-        optimizer: holds the model's parameters.
-        inputs_sha256: identity of what the run learns from: the images, and the teacher if any.
-        train_epoch: trains one epoch (from 0) and returns the figures of its row.
-        validation: None selects the last epoch.
-        save_selected: writes the weights to keep: `(epochs trained, validation figures)`.
-
-    Raises:
-        CheckpointError: the resume point does not fit the run.
-        UsageError: the loss is no longer finite.
     """
-    progress = run.load(model, optimizer, inputs_sha256)
-    if progress.epoch:
-        print(f"resuming after epoch {progress.epoch} of {recipe.epochs}")
-    bar = tqdm(
-        range(progress.epoch, recipe.epochs),
-        initial=progress.epoch,
-        total=recipe.epochs,
-        unit="epoch",
-        disable=None,
-    )
-    for epoch in bar:
+
+    def __init__(
+        self,
+        run: RunFolder,
+        recipe: Recipe,
+        learner: Learner,
+        feed: Feed,
+        world: World,
+        *,
+        inputs_sha256: str,
+        validation: Validation | None,
+        save_selected: Callable[[int, str, dict[str, Any]], None],
+    ) -> None:
+        """Load the resume point, if there is one.
+
+        Args:
+            run: where resume points go.
+            recipe: what to do.
+            learner: what is trained.
+            feed: training images.
+            world: the processes that train.
+            inputs_sha256: identity of what the run learns from: images, and teacher if any.
+            validation: None selects the last epoch.
+            save_selected: writes the weights to keep: `(epochs trained, head that was best or "",
+                validation figures)`.
+
+        Raises:
+            CheckpointError: the resume point does not fit the run.
+        """
+        self.run, self.recipe, self.learner, self.feed, self.world = (
+            run,
+            recipe,
+            learner,
+            feed,
+            world,
+        )
+        self.inputs_sha256, self.validation = inputs_sha256, validation
+        self.save_selected = save_selected
+        self.progress = run.load(learner.modules, learner.optimizers, inputs_sha256)
+        if self.progress.epoch or self.progress.step:
+            self._say(f"resuming {self._where()}")
+
+    def __call__(self) -> Progress:
+        """Train.
+
+        Raises:
+            UsageError: the loss is no longer finite.
+            Stopped: asked to stop by a signal; the resume point is written.
+        """
+        recipe, progress, leads = self.recipe, self.progress, self.world.leads
+        bar = ProgressBar(self.feed.num_samples, recipe.epochs, progress.epoch, leads)
+        curves = Curves(self.run.path / CURVES if leads else None, progress.epoch)
+        with stop_request() as stop, bar, curves:
+            for epoch in range(progress.epoch, recipe.epochs):
+                row = self._epoch(epoch, stop, bar)
+                progress.history.append(row)
+                progress.epoch, progress.step, progress.sums = epoch + 1, 0, []
+                last = progress.epoch == recipe.epochs
+                asked = self._asked(stop, None)
+                curves.add(row)
+                if last or asked or progress.epoch % recipe.checkpoint_epochs == 0:
+                    self._save()
+                bar.finish_epoch(row)
+                if asked and not last:
+                    raise self._stopped(stop)
+        return progress
+
+    def _epoch(self, epoch: int, stop: StopRequest, bar: ProgressBar) -> dict[str, Any]:
+        learner, progress, feed = self.learner, self.progress, self.feed
         start = time.perf_counter()
-        row: dict[str, Any] = {"epoch": epoch + 1, **train_epoch(epoch)}
-        if not math.isfinite(row["loss"]):
-            raise UsageError(
-                f"training diverged: the loss of epoch {epoch + 1} is {row['loss']}; what was "
-                f"selected before is kept in {run.path}; lower --lr and start anew"
-            )
-        last = epoch + 1 == recipe.epochs
-        if validation is not None:
-            reports = validation.reports()
-            row |= _figures(reports)
-            score = reports[validation.head].balanced.value
-            assert score is not None
-            if progress.best_score is None or score >= progress.best_score:
-                progress.best_score = score
-                save_selected(epoch + 1, {h: r.to_dict() for h, r in reports.items()})
-        elif last:
-            save_selected(epoch + 1, {})
+        learner.start_epoch(epoch)
+        sums = torch.zeros(len(learner.figures), device=self.world.device)
+        if progress.step and self.world.leads:
+            sums += torch.tensor(progress.sums, device=self.world.device)
+        first = progress.step
+        for step, batches in enumerate(feed.steps(epoch, first), start=first):
+            sums += learner.step(epoch, step, batches)
+            if bar.due() and self.world.size == 1:
+                self._check(epoch, sums)
+                bar.show(epoch, (step + 1) / feed.num_steps)
+            if self._asked(stop, step) and step + 1 < feed.num_steps:
+                progress.step, progress.sums = step + 1, self.world.total(sums).tolist()
+                self._save()
+                raise self._stopped(stop)
+        means = self.world.total(sums) / feed.num_micro
+        self._check(epoch, means)
+        seconds = time.perf_counter() - start
+        done = (feed.num_steps - first) / feed.num_steps * feed.num_samples
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "lr": learner.optimizers[0].param_groups[0]["lr"],
+            **dict(zip(learner.figures, means.tolist(), strict=True)),
+        }
+        self.world.average_buffers(learner.modules["model"])
+        with self.world.leading() as leading:
+            if leading:
+                row |= self._validate(epoch)
+        row["images_per_s"] = round(done / seconds, 1)
         row["seconds"] = round(time.perf_counter() - start, 3)
-        progress.history.append(row)
-        progress.epoch = epoch + 1
-        if last or progress.epoch % recipe.checkpoint_epochs == 0:
-            run.save(progress, model, optimizer, inputs_sha256)
-        bar.set_postfix_str(f"loss {row['loss']:.3f}", refresh=False)
-        if last or progress.epoch % max(1, recipe.epochs // MILESTONES) == 0:
-            tqdm.write(_line(row, recipe.epochs))
-    return progress
+        return row
 
+    def _validate(self, epoch: int) -> dict[str, Any]:
+        if self.validation is None:
+            if epoch + 1 == self.recipe.epochs:
+                self.save_selected(epoch + 1, "", {})
+            return {}
+        reports = self.validation.reports()
+        scores = {head: reports[head].balanced.value or 0.0 for head in self.validation.selects}
+        best = max(scores, key=lambda head: scores[head])
+        if self.progress.best_score is None or scores[best] >= self.progress.best_score:
+            self.progress.best_score = scores[best]
+            self.save_selected(epoch + 1, best, {h: r.to_dict() for h, r in reports.items()})
+        return _figures(reports)
 
-def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The torch device of a `--device` flag; `auto` is CUDA where there is a GPU.
+    def _check(self, epoch: int, figures: Tensor) -> None:
+        if not math.isfinite(float(figures[0])):
+            raise UsageError(
+                f"training diverged: the loss of epoch {epoch + 1} is {float(figures[0])}; what "
+                f"was selected before is kept in {self.run.path}; lower --lr and start anew"
+            )
 
-    Raises:
-        UsageError: CUDA was asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UsageError("--device cuda: torch sees no CUDA GPU; use --device cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    def _asked(self, stop: StopRequest, step: int | None) -> bool:
+        if self.world.size == 1:
+            return bool(stop)
+        return (step is None or step % STOP_STEPS == 0) and self.world.any(bool(stop))
+
+    def _save(self) -> None:
+        learner = self.learner
+        with self.world.leading() as leading:
+            if leading:
+                self.run.save(
+                    self.progress, learner.modules, learner.optimizers, self.inputs_sha256
+                )
+
+    def _stopped(self, stop: StopRequest) -> Stopped:
+        # Another process may have been the one that was asked.
+        return Stopped(stop.signal_number or signal.SIGTERM, self._where())
+
+    def _where(self) -> str:
+        within = f", step {self.progress.step} of the next" if self.progress.step else ""
+        return f"after epoch {self.progress.epoch} of {self.recipe.epochs}{within}"
+
+    def _say(self, line: str) -> None:
+        if self.world.leads:
+            print(line)
 
 
 def _figures(reports: dict[str, Report]) -> dict[str, float | None]:
@@ -131,13 +228,3 @@ def _figures(reports: dict[str, Report]) -> dict[str, float | None]:
         for group in ("head", "mid", "tail"):
             row[f"val_{head}_{group}"] = figures.groups[group].value
     return row
-
-
-def _line(row: dict[str, Any], epochs: int) -> str:
-    figures = [
-        f"{name.removeprefix('val_').replace('_balanced', '')} {100 * value:.1f}"
-        for name, value in row.items()
-        if name.endswith("_balanced") and value is not None
-    ]
-    balanced = f"  balanced validation accuracy: {', '.join(figures)} %" if figures else ""
-    return f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}{balanced}"

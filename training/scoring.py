@@ -6,29 +6,55 @@ Legend: `N` images, `C` classes.
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from deitlt.metrics import Report, report
-from deitlt.student import DeiTLT, average_logits
+from deitlt.metrics import Report, confusion_matrix, report
+from deitlt.student import average_logits
 from training.data import EvaluationImages
 
 HeadLogits = dict[str, NDArray[np.float32]]
 
+# Shares of CLS that are tried.
+BLENDS = tuple(step / 20 for step in range(21))
+
 
 @torch.inference_mode()
-def student_logits(model: DeiTLT, images: EvaluationImages) -> HeadLogits:
-    """Logits `(N, C)` of the average and of both experts; leaves the model in eval mode."""
+def student_logits(model: nn.Module, images: EvaluationImages) -> HeadLogits:
+    """Logits `(N, C)` of the average and of both experts, or of a plain transformer's one head.
+
+    Leaves the model in eval mode.
+    """
     model.eval()
-    pairs = [model(batch) for batch in images]
-    cls, dist = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    heads = {"average": average_logits(cls, dist), "cls": cls, "dist": dist}
-    return {head: logits.float().cpu().numpy() for head, logits in heads.items()}
+    parts = [model(batch) for batch in images]
+    heads = [torch.cat(head).float() for head in zip(*parts, strict=True)]
+    named = {"cls": heads[0]}
+    if len(heads) == 2:
+        named = {"average": average_logits(*heads), "cls": heads[0], "dist": heads[1]}
+    return {head: logits.cpu().numpy() for head, logits in named.items()}
 
 
 @torch.inference_mode()
-def teacher_logits(model: torch.nn.Module, images: EvaluationImages) -> HeadLogits:
+def teacher_logits(model: nn.Module, images: EvaluationImages) -> HeadLogits:
     """Cosines `(N, C)` of a teacher; leaves the model in eval mode."""
     model.eval()
     return {"teacher": torch.cat([model(batch) for batch in images]).float().cpu().numpy()}
+
+
+def fit_blend(logits: HeadLogits, labels: NDArray[np.int64], num_classes: int) -> float:
+    """The share of CLS, against DIST, with the best balanced accuracy; of equals the nearest to ½.
+
+    Args:
+        logits: of `cls` and `dist` on held-out images, never on test images.
+        labels: `(N,)`.
+        num_classes: `C`.
+    """
+    scores = {}
+    for share in BLENDS:
+        predicted = (share * logits["cls"] + (1 - share) * logits["dist"]).argmax(axis=1)
+        confusion = confusion_matrix(labels, predicted, num_classes)
+        totals = confusion.sum(axis=1)
+        scores[share] = (np.diag(confusion)[totals > 0] / totals[totals > 0]).mean()
+    return max(BLENDS, key=lambda share: (round(scores[share], 9), -abs(share - 0.5)))
 
 
 def head_reports(

@@ -1,7 +1,7 @@
 """Randomness as a function of where the run is, never of what happened before.
 
-Every draw is seeded by (recipe seed, what it is for, epoch, image or step). A resumed run therefore
-continues bit for bit, and the number of loader workers changes nothing.
+Every draw is seeded by (recipe seed, what it is for, epoch, micro-batch). A resumed run therefore
+continues bit for bit, and neither workers nor the number of processes change anything.
 """
 
 import random
@@ -18,6 +18,7 @@ class Stream(IntEnum):
     ORDER = 1
     IMAGE = 2
     STEP = 3
+    MIX = 4
 
 
 def generator(seed: int, stream: Stream, *where: int) -> np.random.Generator:
@@ -30,8 +31,4 @@ def seed_global(seed: int, stream: Stream, *where: int) -> None:
     words = np.random.SeedSequence([seed, stream, *where]).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
-    if stream is Stream.IMAGE:
-        # Images are augmented on the CPU; torch.manual_seed would also queue a seed for CUDA.
-        torch.default_generator.manual_seed(int(words[2]))
-    else:
-        torch.manual_seed(int(words[2]))
+    torch.manual_seed(int(words[2]))

@@ -1,0 +1,152 @@
+"""One process or many: torch's own distributed engine, started by torchrun.
+
+`torchrun --nproc-per-node 8 -m training.train_student ...` runs the same program on eight GPUs,
+with `--nnodes` on several machines. Without torchrun all of this is about one process.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from inspect import signature
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed, nn
+
+from deitlt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        device: where this process trains.
+        rank: its number; rank 0 writes files and speaks.
+        size: how many there are.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def set_deterministic(self, deterministic: bool) -> None:
+        """On a GPU: repeatable kernels, or else the fastest ones; a CPU is always repeatable."""
+        if self.device.type != "cuda":
+            return
+        if deterministic:
+            # cuBLAS reads it when it is first used.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        torch.backends.cudnn.benchmark = not deterministic
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            distributed.barrier()
+
+    @contextmanager
+    def leading(self) -> Iterator[bool]:
+        """A block of which the first process does the work; if it fails there, all end.
+
+        Yields:
+            Whether this process is the first.
+
+        Raises:
+            UsageError: in the others, which say nothing, as the first fails with its own error.
+        """
+        failure: Exception | None = None
+        try:
+            yield self.leads
+        except Exception as error:
+            failure = error
+        failed = self.any(failure is not None)
+        if failure is not None:
+            raise failure
+        if failed:
+            raise UsageError("another process has ended")
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over all processes."""
+        if self.size > 1:
+            values = values.clone()
+            distributed.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is up in any process."""
+        if self.size == 1:
+            return flag
+        return bool(self.total(torch.tensor(float(flag), device=self.device)).item())
+
+    def average_buffers(self, model: nn.Module) -> None:
+        """Make floating buffers (batch-norm's statistics) the mean over all processes."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.total(buffer) / self.size)
+
+    def accumulating(self, module: nn.Module, more: bool) -> AbstractContextManager[object]:
+        """While `more` micro-batches follow, gradients stay in this process."""
+        if more and isinstance(module, nn.parallel.DistributedDataParallel):
+            return module.no_sync()
+        return nullcontext()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module as DistributedDataParallel, where there are several processes."""
+        if self.size == 1:
+            return module
+        distribute = nn.parallel.DistributedDataParallel
+        # Each process keeps its own batch-norm statistics until `average_buffers`. torch 2.15 gave
+        # the option another name.
+        known = signature(distribute).parameters
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        devices = [self.device] if self.device.type == "cuda" else None
+        return distribute(module, device_ids=devices, **{sync: False})
+
+
+def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The torch device of a `--device` flag; `auto` is CUDA where there is a GPU.
+
+    Under torchrun each process takes the GPU of its own number on the machine.
+
+    Raises:
+        UsageError: CUDA was asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UsageError("--device cuda: torch sees no CUDA GPU; use --device cpu")
+    if not available or name == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def join_world(device_name: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
+    """The processes that torchrun started with this one, or this one alone.
+
+    Raises:
+        UsageError: no such device.
+    """
+    device = pick_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World(device)
+        return
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(device, distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
+
+
+def speaks() -> bool:
+    """Whether this process prints to the user; known before the processes have joined."""
+    return os.environ.get("RANK", "0") == "0"

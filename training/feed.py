@@ -1,0 +1,255 @@
+"""Micro-batches of random views, from pixels that live on the training device or from workers.
+
+Images of one common size, if they fit, are decoded once and live on the device as uint8; the whole
+view is made there. Others are decoded (once, if they fit in memory) and cropped by worker
+processes, with prefetching and pinned memory; the rest of the view is made on the device.
+
+Legend: `B` images of a micro-batch, `S` image side, `N` training images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from deitlt.engine import usable_cores
+from deitlt.errors import DeitLTError
+from deitlt.labelled import LabelledImages
+from deitlt.longtail import IntArray
+from deitlt.preprocess import decode_file
+from training.config import Sampling
+from training.distributed import World, speaks
+from training.samplers import MicroBatches, epoch_order, num_samples
+from training.seeding import Stream, generator
+from training.views import Plan, RandomView
+
+# Decoded sets up to this size stay in memory.
+CACHE_BYTES = 2 << 30
+
+# Micro-batches that each worker keeps ahead.
+PREFETCHED = 4
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Images a forward pass.
+
+    Attributes:
+        views: one tensor `(B, 3, S, S)` a random view, normalised, on the device.
+        labels: `(B,)`, on the device.
+        number: of the micro-batch in its epoch, over all processes.
+    """
+
+    views: list[Tensor]
+    labels: Tensor
+    number: int
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a micro-batch is made of, before any pixel is touched."""
+
+    number: int
+    indices: IntArray
+    plans: list[Plan]
+
+
+def decode_all(images: LabelledImages, view: RandomView) -> list[Pixels] | None:
+    """Every image as the view wants its sources, or None where they exceed `CACHE_BYTES`.
+
+    Raises:
+        ImageError: of the first file that cannot be decoded; the text names it.
+    """
+    decoded: list[Pixels] = []
+    size = 0
+    quiet = None if speaks() else True
+    for path in tqdm(images.paths, desc="reading images", unit="image", disable=quiet):
+        pixels = view.prepare(decode_file(path))
+        size += pixels.nbytes
+        if size > CACHE_BYTES:
+            return None
+        decoded.append(pixels)
+    return decoded
+
+
+class Feed:
+    """The training images of a run, epoch by epoch, step by step."""
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        views: list[RandomView],
+        world: World,
+        *,
+        batch_size: int,
+        micro_batch_size: int | None,
+        seed: int,
+        sampling: Sampling = "all",
+        companions: bool = False,
+        num_workers: int | None = None,
+    ) -> None:
+        """Decode what can be kept.
+
+        Args:
+            images: what is trained on.
+            views: random views made of each image.
+            world: which micro-batches are this process's, and its device.
+            batch_size: images a step over all processes.
+            micro_batch_size: images a forward pass.
+            seed: of the recipe.
+            sampling: what an epoch shows.
+            companions: give each micro-batch `B` more images from an independent order (GLMC).
+            num_workers: decoding processes, where images do not live on the device.
+
+        Raises:
+            ImageError: a file cannot be decoded.
+            UsageError: the batch does not divide among the processes.
+        """
+        self.images, self.views, self.world = images, views, world
+        self.seed, self.sampling, self.companions = seed, sampling, companions
+        self.num_samples = num_samples(sampling, len(images))
+        self.cut = MicroBatches.of(
+            self.num_samples, batch_size, micro_batch_size, world.rank, world.size
+        )
+        decoded = decode_all(images, views[0])
+        self._sources: Tensor | None = None
+        if decoded is not None and len({pixels.shape for pixels in decoded}) == 1:
+            stacked = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).contiguous()
+            self._sources = stacked.to(world.device)
+        else:
+            self._loader = StreamedCrops(images.paths, decoded, views, num_workers, world.device)
+        self._labels = torch.from_numpy(images.labels).to(world.device)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps an epoch."""
+        return self.cut.num_steps(self.num_samples)
+
+    @property
+    def num_micro(self) -> int:
+        """Micro-batches an epoch, over all processes."""
+        return self.cut.num_micro(self.num_samples)
+
+    def steps(self, epoch: int, start: int = 0) -> Iterator[list[MicroBatch]]:
+        """This process's micro-batches of each step of an epoch, from step `start` on."""
+        orders = [
+            epoch_order(self.sampling, self.images.labels, self.seed, epoch, draw=draw)
+            for draw in range(2 if self.companions else 1)
+        ]
+        plan = [self.cut.of_step(step, self.num_samples) for step in range(start, self.num_steps)]
+        batches = self._batches(
+            iter([self._ticket(epoch, n, orders) for n in step] for step in plan)
+        )
+        for step in plan:
+            yield [next(batches) for _ in step]
+
+    def _ticket(self, epoch: int, number: int, orders: list[IntArray]) -> Ticket:
+        where = slice(number * self.cut.size, (number + 1) * self.cut.size)
+        indices = np.concatenate([order[where] for order in orders])
+        rng = generator(self.seed, Stream.IMAGE, epoch, number)
+        return Ticket(number, indices, [view.draw(rng, len(indices)) for view in self.views])
+
+    def _batches(self, steps: Iterator[list[Ticket]]) -> Iterator[MicroBatch]:
+        tickets = (ticket for step in steps for ticket in step)
+        device = self.world.device
+        if self._sources is None:
+            for ticket, crops in self._loader.load(tickets):
+                yield self._finish(
+                    ticket,
+                    [
+                        view.apply_cropped(pixels.to(device, non_blocking=True), plan)
+                        for view, pixels, plan in zip(self.views, crops, ticket.plans, strict=True)
+                    ],
+                )
+            return
+        for ticket in tickets:
+            pixels = self._sources[torch.from_numpy(ticket.indices).to(device, non_blocking=True)]
+            pairs = zip(self.views, ticket.plans, strict=True)
+            yield self._finish(ticket, [view.apply(pixels, plan) for view, plan in pairs])
+
+    def _finish(self, ticket: Ticket, views: list[Tensor]) -> MicroBatch:
+        indices = torch.from_numpy(ticket.indices).to(self.world.device, non_blocking=True)
+        return MicroBatch(views, self._labels[indices], ticket.number)
+
+
+class StreamedCrops:
+    """Worker processes that decode and crop whole micro-batches.
+
+    Args:
+        paths: one file an image.
+        decoded: the images as the views want their sources, if they are kept in memory.
+        views: random views made of each image.
+        num_workers: processes; None takes all cores beside a GPU and none on a CPU.
+        device: where training goes on.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        decoded: list[Pixels] | None,
+        views: list[RandomView],
+        num_workers: int | None,
+        device: torch.device,
+    ) -> None:
+        if num_workers is None:
+            num_workers = 0 if device.type == "cpu" else usable_cores()
+        self._tickets = _TicketSampler()
+        self._loader = DataLoader(
+            _Crops(paths, decoded, views),
+            batch_size=None,
+            sampler=self._tickets,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            prefetch_factor=PREFETCHED if num_workers else None,
+            pin_memory=device.type == "cuda",
+        )
+
+    def load(self, tickets: Iterator[Ticket]) -> Iterator[tuple[Ticket, list[Tensor]]]:
+        """Each ticket with its `(B, 3, S, S)` uint8 crops, one tensor a view."""
+        self._tickets.tickets = tickets
+        for loaded in self._loader:
+            if isinstance(loaded, DeitLTError):
+                raise loaded
+            yield loaded
+
+
+class _TicketSampler(Sampler[Ticket]):
+    def __init__(self) -> None:
+        self.tickets: Iterator[Ticket] = iter(())
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return self.tickets
+
+
+class _Crops(Dataset[tuple[Ticket, list[Tensor]] | DeitLTError]):
+    def __init__(
+        self, paths: list[Path], decoded: list[Pixels] | None, views: list[RandomView]
+    ) -> None:
+        self._paths, self._decoded, self._views = paths, decoded, views
+
+    def __getitem__(self, ticket: Ticket) -> tuple[Ticket, list[Tensor]] | DeitLTError:
+        """A micro-batch; an error is handed over as it is, not wrapped in a worker's traceback."""
+        try:
+            return self._crop(ticket)
+        except DeitLTError as error:
+            return error
+
+    def _crop(self, ticket: Ticket) -> tuple[Ticket, list[Tensor]]:
+        crops: list[list[Pixels]] = [[] for _ in self._views]
+        for i, index in enumerate(ticket.indices):
+            if self._decoded is None:
+                pixels = self._views[0].prepare(decode_file(self._paths[index]))
+            else:
+                pixels = self._decoded[index]
+            for view, plan, out in zip(self._views, ticket.plans, crops, strict=True):
+                out.append(view.crop(pixels, plan, i))
+        stacked = [torch.from_numpy(np.stack(c)).permute(0, 3, 1, 2).contiguous() for c in crops]
+        return ticket, stacked

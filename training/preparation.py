@@ -1,0 +1,73 @@
+"""What both training programs do before the first step."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from deitlt.weights import Card, Kind
+from training.checkpoint import RunFolder
+from training.command_line import Command
+from training.config import Recipe
+from training.data import EvaluationImages, Splits, files_sha256, load_splits
+from training.distributed import World
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step.
+
+    Attributes:
+        recipe: what to do.
+        splits: images trained on and held out.
+        run: the run folder, checked but not yet claimed.
+        data_sha256: hash over the training files.
+        world: the processes that train.
+    """
+
+    recipe: Recipe
+    splits: Splits
+    run: RunFolder
+    data_sha256: str
+    world: World
+
+    def validation_images(self) -> EvaluationImages | None:
+        """The held-out images, decoded, where there are any and this process scores them."""
+        if self.splits.val is None or not self.world.leads:
+            return None
+        return EvaluationImages(self.splits.val, self.recipe.preprocess(), self.world.device)
+
+    def card(
+        self, kind: Kind, architecture: dict[str, Any], epoch: int, figures: dict[str, Any]
+    ) -> Card:
+        """The card of weights taken now."""
+        return Card(
+            kind=kind,
+            architecture=architecture,
+            classes=self.splits.train.classes,
+            train_counts=self.splits.train.counts().tolist(),
+            train_files_sha256=self.data_sha256,
+            preprocess=self.recipe.preprocess(),
+            recipe=asdict(self.recipe),
+            epoch=epoch,
+            validation=figures,
+        )
+
+    def claim(self, *, resume: bool) -> None:
+        """Take the run folder: from here on a former run in it is gone, unless it is resumed."""
+        self.world.barrier()  # every process has checked the folder as it was
+        with self.world.leading() as leading:
+            if leading:
+                self.run.start(self.recipe, resume=resume)
+
+
+def prepare(command: Command, recipe: Recipe, world: World) -> Prepared:
+    """Read the data and check the run folder; nothing is decoded or written yet.
+
+    Raises:
+        DeitLTError: data or folder cannot be used.
+    """
+    splits = load_splits(command.data, recipe)
+    if world.leads:
+        print(splits.describe(), flush=True)
+    run = RunFolder(command.output)
+    run.check(recipe, resume=command.resume, overwrite=command.overwrite)
+    return Prepared(recipe, splits, run, files_sha256(splits.train), world)

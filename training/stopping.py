@@ -1,0 +1,46 @@
+"""SIGTERM and Ctrl-C end a run between two steps, with a resume point; nothing is lost."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(Exception):
+    """A run ended early because it was asked to; its resume point is written.
+
+    Attributes:
+        signal_number: what asked.
+    """
+
+    def __init__(self, signal_number: int, where: str) -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name} {where}; continue with --resume")
+        self.signal_number = signal_number
+
+
+class StopRequest:
+    """Whether the run was asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal_number is not None
+
+    def _ask(self, signal_number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None and signal_number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: do not wait for the step
+        self.signal_number = signal_number
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Listen to SIGTERM and Ctrl-C for the time of the block; the main thread only."""
+    request = StopRequest()
+    former = {s: signal.signal(s, request._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for signal_number, handler in former.items():
+            signal.signal(signal_number, handler)
