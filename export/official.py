@@ -6,7 +6,7 @@
   `fc`, followed by `linear`.
 - LDAM teachers: a ResNet whose classifier has no bias and holds its weight as (features, classes).
 
-Teachers come out with the names that `training.resnets` gives to the same networks.
+Teachers come out with the names that `training.teachers.networks` gives to the same networks.
 
 Legend: `C` classes, `D` features.
 """

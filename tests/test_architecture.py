@@ -148,7 +148,7 @@ def test_rooms_know_only_the_library() -> None:
         ("export/a.py", "import training.data"),
         ("serving/sub/a.py", "def f():\n    import training"),
         ("deitlt/a.py", "import serving.service as s"),
-        ("deitlt/a.py", "from training.sam import SAM"),
+        ("deitlt/a.py", "from training.teachers.sam import SAM"),
     ],
 )
 def test_a_planted_import_is_found(file: str, line: str, tmp_path: Path) -> None:

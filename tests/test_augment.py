@@ -5,11 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from training.augmentation.recipe_views import student_view, teacher_views
 
-from training.augment import student_view, teacher_views
+from training.augmentation.crops import PaddedCrop, ResizedCrop
+from training.augmentation.policies import (
+    AutoAugmentCifar10,
+    ColorJitter,
+    RandAugment,
+    ThreeAugment,
+)
 from training.config import TeacherRecipe
-from training.crops import PaddedCrop, ResizedCrop
-from training.policies import AutoAugmentCifar10, ColorJitter, RandAugment, ThreeAugment
 from training.recipes import students, teachers
 
 

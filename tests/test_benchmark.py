@@ -10,11 +10,11 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from deitlt.student import DeiTLT, Size, StudentConfig
-from training import benchmark
-from training.benchmark_baseline import _posterize
-from training.benchmark_images import make_cifar_like
-from training.benchmark_measure import Row, Target, forward_flops, matrix_rate, training_flops
-from training.benchmark_report import format_rows
+from training.benchmark import __main__ as benchmark
+from training.benchmark.baseline import _posterize
+from training.benchmark.images import make_cifar_like
+from training.benchmark.measure import Row, Target, forward_flops, matrix_rate, training_flops
+from training.benchmark.report import format_rows
 from training.recipes.students import cifar
 from training.recipes.teachers import cifar as teacher_cifar
 

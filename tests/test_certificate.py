@@ -17,10 +17,16 @@ from deitlt.metrics import Report, report
 from deitlt.preprocess import PreprocessSpec
 from deitlt.weights import Card, load_weights, save_weights
 from training import train_student, train_teacher
-from training.certificate import NUM_STAND_IN, Measured, check_teacher, measure_teacher, skill
 from training.data import Splits, files_sha256
-from training.resnets import build_teacher
-from training.teachers import Teacher
+from training.teachers.certificate import (
+    NUM_STAND_IN,
+    Measured,
+    check_teacher,
+    measure_teacher,
+    skill,
+)
+from training.teachers.labelling import Teacher
+from training.teachers.networks import build_teacher
 
 CPU = torch.device("cpu")
 # A dim image is darker than this level, a bright one brighter.

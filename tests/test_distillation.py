@@ -16,13 +16,13 @@ from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.preprocess import PreprocessSpec
 from deitlt.student import DeiTLT, StudentConfig, build_student
 from deitlt.weights import Card
+from training.augmentation.named_views import weak_view
 from training.config import StudentRecipe
-from training.distillation import StudentLearner
-from training.distributed import World
-from training.feed import Feed, MicroBatch
-from training.named_views import weak_view
+from training.engine.distributed import World
+from training.engine.feed import Feed, MicroBatch
 from training.recipes import students
-from training.teachers import Teacher
+from training.students.distillation import StudentLearner
+from training.teachers.labelling import Teacher
 
 Tree = Callable[[Path, Mapping[str, int]], Path]
 

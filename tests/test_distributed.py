@@ -17,11 +17,11 @@ import torch
 from deitlt.errors import UsageError
 from deitlt.weights import Tensors, load_tensors
 from training import train_student, train_teacher
-from training.distributed import World, join_world, pick_device
-from training.feed import MicroBatch
-from training.paco import PaCoMethod
+from training.engine.distributed import World, join_world, pick_device
+from training.engine.feed import MicroBatch
 from training.recipes import teachers
-from training.teacher_learner import TeacherLearner, build_method
+from training.teachers.learner import TeacherLearner, build_method
+from training.teachers.paco import PaCoMethod
 
 Tree = Callable[[Path, Mapping[str, int]], Path]
 
@@ -32,7 +32,7 @@ import contextlib, importlib, json, os, sys, traceback
 from pathlib import Path
 from torch import distributed
 from deitlt.weights import save_tensors
-from training.loop import Training
+from training.engine.loop import Training
 
 distributed.init_process_group("gloo")
 distributed.init_process_group = lambda backend: None

@@ -13,14 +13,14 @@ from PIL import Image
 
 from deitlt.errors import ImageError
 from deitlt.labelled import LabelledImages, read_labelled
-from training import feed as feed_module
-from training.augment import student_view
-from training.distributed import World
-from training.feed import Feed, MicroBatch
-from training.named_views import paco_cifar_views, weak_view
+from training.augmentation.named_views import paco_cifar_views, weak_view
+from training.augmentation.recipe_views import student_view
+from training.augmentation.views import RandomView
+from training.engine import feed as feed_module
+from training.engine.distributed import World
+from training.engine.feed import Feed, MicroBatch
+from training.engine.samplers import epoch_order
 from training.recipes import students
-from training.samplers import epoch_order
-from training.views import RandomView
 
 Tree = Callable[[Path, Mapping[str, int]], Path]
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.glmc import GLMCMethod, cut_even
-from training.sam import sam_step
+from training.teachers.glmc import GLMCMethod, cut_even
+from training.teachers.sam import sam_step
 
 COUNTS = [40, 12, 5, 3]
 RESNET34 = {"name": "resnet34", "classifier": "linear", "num_classes": 4}

@@ -9,11 +9,11 @@ import torch
 from timm.data.mixup import Mixup, mixup_target
 from torch.nn import functional as F
 
-from training.glmc import GLMCMethod
 from training.losses import LDAMLoss, drw_weight
-from training.methods import CrossEntropyMethod, LDAMMethod, TeacherMethod, mix
-from training.paco import PaCoMethod
-from training.sam import sam_step
+from training.teachers.glmc import GLMCMethod
+from training.teachers.methods import CrossEntropyMethod, LDAMMethod, TeacherMethod, mix
+from training.teachers.paco import PaCoMethod
+from training.teachers.sam import sam_step
 
 COUNTS = [40, 12, 5, 3]
 COSINE = {"name": "resnet32", "classifier": "cosine", "num_classes": 4}

@@ -14,7 +14,7 @@ from deitlt.preprocess import CIFAR_MEAN, CIFAR_STD, PreprocessSpec
 from deitlt.student import load_student
 from export.import_checkpoint import main
 from tests.official_support import inputs, logits_of, shapes_of, student_file, tensors
-from training.teachers import load_teacher
+from training.teachers.labelling import load_teacher
 
 ClassTree = Callable[[Path, Mapping[str, int]], Path]
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deitlt.student import DeiTLT, PlainViT, StudentConfig, build_student
-from training.checkpoint import Progress, RunFolder
 from training.config import StudentRecipe
-from training.optimizers import set_learning_rate, student_optimizers
+from training.engine.checkpoint import Progress, RunFolder
 from training.recipes import students
+from training.students.optimizers import set_learning_rate, student_optimizers
 
 Name = Literal["adamw", "lamb", "muon"]
 NAMES: tuple[Name, ...] = get_args(Name)

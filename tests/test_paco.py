@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from training.paco import PaCoMethod, paco_loss
-from training.sam import sam_step
+from training.teachers.paco import PaCoMethod, paco_loss
+from training.teachers.sam import sam_step
 
 COUNTS = [40, 12, 5, 3]
 ARCHITECTURE = {"name": "resnet32", "classifier": "linear", "num_classes": 4}

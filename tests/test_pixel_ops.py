@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from training.augmentation_report import COLOUR, STRENGTHS, photographs, to_tensor
-from training.crops import Pixels
-from training.operations import Op
-from training.pixel_ops import apply_operations, box_weights, histogram
+from training.augmentation.crops import Pixels
+from training.augmentation.operations import Op
+from training.augmentation.pixel_ops import apply_operations, box_weights, histogram
+from training.augmentation.report import COLOUR, STRENGTHS, photographs, to_tensor
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ from torchvision.transforms.autoaugment import _apply_op
 from torchvision.transforms.functional import InterpolationMode
 
 from deitlt.errors import UsageError
-from training.augmentation_report import ks_statistic, one_operation, photographs
-from training.operations import Op
-from training.policies import (
+from training.augmentation.operations import Op
+from training.augmentation.policies import (
     AUTO_AUGMENT_CIFAR10,
     RAND_AUGMENT_OPS,
     AutoAugmentCifar10,
@@ -25,7 +24,8 @@ from training.policies import (
     auto_augment_args,
     rand_augment_args,
 )
-from training.policies import ColorJitter as OurColorJitter
+from training.augmentation.policies import ColorJitter as OurColorJitter
+from training.augmentation.report import ks_statistic, one_operation, photographs
 
 # Two equal distributions of 2000 draws each are further apart once in ten thousand times.
 KS_LIMIT = 2.23 * np.sqrt(2 / 2000)

@@ -9,8 +9,8 @@ import pytest
 from deitlt.errors import UsageError
 from training.command_line import parse, pick_recipe
 from training.config import Recipe
+from training.engine.schedules import student_learning_rate
 from training.recipes import STUDENTS, TEACHERS, students, teachers
-from training.schedules import student_learning_rate
 from training.train_student import StudentCommand
 from training.train_teacher import TeacherCommand
 

@@ -8,7 +8,9 @@ from torchvision.transforms import RandomCrop
 from torchvision.transforms import functional as vision
 
 from deitlt.errors import UsageError
-from training.augmentation_report import (
+from training.augmentation.crops import Interpolation, PaddedCrop, Pixels, ResizedCrop, cutout_boxes
+from training.augmentation.operations import Op, affine_maps, composed_maps, resampled_again
+from training.augmentation.report import (
     GEOMETRIC,
     STRENGTHS,
     one_operation,
@@ -17,9 +19,7 @@ from training.augmentation_report import (
     to_levels,
     to_tensor,
 )
-from training.crops import Interpolation, PaddedCrop, Pixels, ResizedCrop, cutout_boxes
-from training.operations import Op, affine_maps, composed_maps, resampled_again
-from training.views import RandomView
+from training.augmentation.views import RandomView
 
 
 def plain_view(side: int, crop: ResizedCrop | PaddedCrop, flip: float = 0.0) -> RandomView:

@@ -91,7 +91,7 @@ def assert_same_run(actual: Path, expected: Path, weights: str) -> None:
 @pytest.mark.parametrize("step", [5, 14])
 def test_a_teacher_killed_in_a_step(step: int, data: Path, teacher: Path, tmp_path: Path) -> None:
     arguments = [*TEACHER, *COMMON, "--data", str(data), "--output", str(tmp_path / "run")]
-    kill("training.teacher_learner", "sam_step", step, "training.train_teacher", arguments)
+    kill("training.teachers.learner", "sam_step", step, "training.train_teacher", arguments)
     assert train_teacher.main([*arguments, "--resume"]) == 0
     assert_same_run(tmp_path / "run", teacher, "teacher.safetensors")
 
@@ -103,7 +103,9 @@ def test_a_student_killed_between_micro_batches(
 ) -> None:
     arguments = [*STUDENT, *COMMON, "--data", str(data), "--teacher", str(teacher)]
     arguments += ["--output", str(tmp_path / "run")]
-    kill("training.distillation", "deit_lt_loss", step, "training.train_student", arguments)
+    kill(
+        "training.students.distillation", "deit_lt_loss", step, "training.train_student", arguments
+    )
     assert train_student.main([*arguments, "--resume"]) == 0
     assert_same_run(tmp_path / "run", student, "student.safetensors")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.sam import climb, frozen_batch_norm, return_to, rho_at, sam_step
+from training.teachers.sam import climb, frozen_batch_norm, return_to, rho_at, sam_step
 
 
 class Quadratic(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from deitlt.errors import UsageError
 from deitlt.longtail import IntArray
 from training.config import Sampling
-from training.samplers import MicroBatches, epoch_order, official_repeated, repeat
+from training.engine.samplers import MicroBatches, epoch_order, official_repeated, repeat
 
 CIFAR = [(12_406, 12_288, 4_096), (10_847, 10_752, 3_584)]
 

@@ -9,8 +9,8 @@ import torch
 from timm.scheduler import CosineLRScheduler
 
 from training.config import TeacherRecipe
+from training.engine.schedules import student_learning_rate, teacher_learning_rate
 from training.recipes import STUDENTS, TEACHERS, students, teachers
-from training.schedules import student_learning_rate, teacher_learning_rate
 
 
 def timm_learning_rates(

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from deitlt.weights import load_tensors
 from training import train_student, train_teacher
-from training.distillation import StudentLearner
-from training.stopping import StopRequest, stop_request
-from training.teacher_learner import TeacherLearner
+from training.engine.stopping import StopRequest, stop_request
+from training.students.distillation import StudentLearner
+from training.teachers.learner import TeacherLearner
 
 Tree = Callable[[Path, Mapping[str, int]], Path]
 

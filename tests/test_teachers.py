@@ -12,8 +12,8 @@ from torchvision.models import resnet50
 from deitlt.errors import CheckpointError
 from deitlt.preprocess import CIFAR_MEAN, CIFAR_STD, PreprocessSpec
 from deitlt.weights import Card, save_weights
-from training.resnets import BasicBlock, CosineClassifier, ResNet32, build_teacher
-from training.teachers import Teacher, load_teacher
+from training.teachers.labelling import Teacher, load_teacher
+from training.teachers.networks import BasicBlock, CosineClassifier, ResNet32, build_teacher
 
 
 def card(img_size: int = 32) -> Card:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from training import train_teacher
-from training.tracking import Curves, ProgressBar, _duration, _line
+from training.engine.tracking import Curves, ProgressBar, _duration, _line
 
 ROW: dict[str, Any] = {
     "epoch": 3,

@@ -12,10 +12,9 @@ from PIL import Image
 
 from deitlt.errors import UsageError
 from deitlt.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec, normalise, resize_crop
-from training import augmentation_report
-from training.augmentation_report import photographs, step_by_step, to_levels, to_tensor
-from training.crops import PaddedCrop, ResizedCrop
-from training.named_views import (
+from training.augmentation import report
+from training.augmentation.crops import PaddedCrop, ResizedCrop
+from training.augmentation.named_views import (
     large_teacher_view,
     paco_cifar_views,
     paco_imagenet_views,
@@ -23,8 +22,9 @@ from training.named_views import (
     three_augment_view,
     weak_view,
 )
-from training.operations import Op, is_geometric, resampled_again
-from training.views import RandomView
+from training.augmentation.operations import Op, is_geometric, resampled_again
+from training.augmentation.report import photographs, step_by_step, to_levels, to_tensor
+from training.augmentation.views import RandomView
 
 MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 
@@ -166,7 +166,7 @@ def test_wrong_views_are_refused_in_one_line(options: dict[str, Any]) -> None:
 
 
 def test_the_report_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    status = augmentation_report.main(["--images", "8", "--draws", "400", "--side", "32"])
+    status = report.main(["--images", "8", "--draws", "400", "--side", "32"])
     printed = capsys.readouterr().out
     assert status == 0, printed
     assert "EXCEEDED" not in printed
@@ -174,5 +174,5 @@ def test_the_report_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_report_shows_what_exceeds_its_tolerance() -> None:
-    line = augmentation_report.Line("rotate", "30, noise", 0.2, 0.1)
+    line = report.Line("rotate", "30, noise", 0.2, 0.1)
     assert "EXCEEDED" in str(line)

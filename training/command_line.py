@@ -15,8 +15,8 @@ import tyro
 
 from deitlt.errors import DeitLTError, UsageError
 from training.config import Recipe, kebab
-from training.distributed import speaks
-from training.stopping import Stopped
+from training.engine.distributed import speaks
+from training.engine.stopping import Stopped
 
 R = TypeVar("R", bound=Recipe)
 

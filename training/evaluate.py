@@ -15,13 +15,13 @@ from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.metrics import Report, format_table, per_class_csv
 from deitlt.student import load_transformer
 from deitlt.weights import Card
-from training.checkpoint import WEIGHTS
 from training.command_line import parse, run_program
 from training.config import Recipe, StudentRecipe, TeacherRecipe
 from training.data import EvaluationImages, files_sha256, load_splits
-from training.distributed import pick_device
+from training.engine.checkpoint import WEIGHTS
+from training.engine.distributed import pick_device
 from training.scoring import fit_blend, head_reports, student_logits, teacher_logits
-from training.teachers import load_teacher
+from training.teachers.labelling import load_teacher
 
 PROGRAM = "training.evaluate"
 

@@ -11,19 +11,19 @@ from deitlt.errors import CheckpointError, UsageError
 from deitlt.files import file_sha256
 from deitlt.student import DeiTLT, PlainViT, StudentConfig, build_student, load_transformer
 from deitlt.weights import save_weights, weight_file
-from training.augment import student_view
-from training.certificate import check_teacher, measure_teacher
+from training.augmentation.recipe_views import student_view
 from training.command_line import INTERRUPTED, Command, parse, pick_recipe, run_program
 from training.config import StudentRecipe
-from training.distillation import StudentLearner
-from training.distributed import World, join_world
-from training.feed import Feed
-from training.loop import Training, Validation
-from training.preparation import prepare
+from training.engine.distributed import World, join_world
+from training.engine.feed import Feed
+from training.engine.loop import Training, Validation
+from training.engine.run_setup import prepare
+from training.engine.seeding import Stream, seed_global
 from training.recipes import STUDENTS
 from training.scoring import HeadLogits, student_logits
-from training.seeding import Stream, seed_global
-from training.teachers import load_teacher
+from training.students.distillation import StudentLearner
+from training.teachers.certificate import check_teacher, measure_teacher
+from training.teachers.labelling import load_teacher
 
 PROGRAM = "training.train_student"
 

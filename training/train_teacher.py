@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from deitlt.weights import save_weights
-from training.augment import teacher_views
+from training.augmentation.recipe_views import teacher_views
 from training.command_line import INTERRUPTED, Command, parse, pick_recipe, run_program
 from training.config import TeacherRecipe
-from training.distributed import World, join_world
-from training.feed import Feed
-from training.loop import Training, Validation
-from training.preparation import prepare
+from training.engine.distributed import World, join_world
+from training.engine.feed import Feed
+from training.engine.loop import Training, Validation
+from training.engine.run_setup import prepare
+from training.engine.seeding import Stream, seed_global
 from training.recipes import TEACHERS
 from training.scoring import teacher_logits
-from training.seeding import Stream, seed_global
-from training.teacher_learner import TeacherLearner, build_method
+from training.teachers.learner import TeacherLearner, build_method
 
 PROGRAM = "training.train_teacher"
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitlt.errors import UsageError
-from training.operations import Codes, Floats, Op
+from training.augmentation.operations import Codes, Floats, Op
 
 Drawn = tuple[Codes, Floats]
 

@@ -13,14 +13,14 @@ from torch.optim import Optimizer
 
 from deitlt.errors import UsageError
 from deitlt.metrics import Report
-from training.checkpoint import CURVES, Progress, RunFolder
 from training.config import Recipe
 from training.data import EvaluationImages
-from training.distributed import World
-from training.feed import Feed, MicroBatch
+from training.engine.checkpoint import CURVES, Progress, RunFolder
+from training.engine.distributed import World
+from training.engine.feed import Feed, MicroBatch
+from training.engine.stopping import Stopped, StopRequest, stop_request
+from training.engine.tracking import Curves, ProgressBar
 from training.scoring import HeadLogits, head_reports
-from training.stopping import Stopped, StopRequest, stop_request
-from training.tracking import Curves, ProgressBar
 
 # Processes agree on a request to stop every so many steps.
 STOP_STEPS = 10

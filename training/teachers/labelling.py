@@ -14,7 +14,7 @@ from deitlt.errors import CheckpointError
 from deitlt.preprocess import PreprocessSpec
 from deitlt.student import COSINE_SCALE
 from deitlt.weights import Card, load_weights
-from training.resnets import build_teacher, classifier_of
+from training.teachers.networks import build_teacher, classifier_of
 
 __all__ = ["Teacher", "build_teacher", "load_teacher"]
 

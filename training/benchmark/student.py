@@ -13,17 +13,17 @@ from torch import Tensor
 
 from deitlt.student import DeiTLT, StudentConfig
 from deitlt.weights import Card
-from training.augment import student_view
-from training.benchmark_baseline import Conventional
-from training.benchmark_images import SyntheticSet
-from training.benchmark_measure import PeakMemory, Row, Target, timed, training_flops
+from training.augmentation.recipe_views import student_view
+from training.benchmark.baseline import Conventional
+from training.benchmark.images import SyntheticSet
+from training.benchmark.measure import PeakMemory, Row, Target, timed, training_flops
 from training.config import StudentRecipe
-from training.distillation import StudentLearner
-from training.distributed import World
-from training.feed import Feed, MicroBatch
+from training.engine.distributed import World
+from training.engine.feed import Feed, MicroBatch
+from training.engine.seeding import Stream, seed_global
 from training.recipes import TEACHERS
-from training.seeding import Stream, seed_global
-from training.teachers import Teacher, build_teacher
+from training.students.distillation import StudentLearner
+from training.teachers.labelling import Teacher, build_teacher
 
 WANTED_RATIO = 3.0
 VIEWS = "views alone"

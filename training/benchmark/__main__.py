@@ -20,14 +20,14 @@ from deitlt.engine import usable_cores
 from deitlt.errors import UsageError
 from deitlt.files import write_json
 from deitlt.student import Size
-from training.benchmark_images import make_cifar_like, measure_decoding
-from training.benchmark_measure import Row, matrix_rate
-from training.benchmark_report import describe, format_rows, hardware, versions
-from training.benchmark_student import measure_student
-from training.benchmark_teacher import measure_teacher
+from training.benchmark.images import make_cifar_like, measure_decoding
+from training.benchmark.measure import Row, matrix_rate
+from training.benchmark.report import describe, format_rows, hardware, versions
+from training.benchmark.student import measure_student
+from training.benchmark.teacher import measure_teacher
 from training.command_line import parse, run_program
 from training.config import StudentRecipe
-from training.distributed import World, pick_device
+from training.engine.distributed import World, pick_device
 from training.recipes.students import cifar
 
 PROGRAM = "training.benchmark"

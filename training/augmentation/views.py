@@ -10,7 +10,7 @@ has no chance in it: the same plan on the same kind of device gives the same vie
 Deviations from timm's image-by-image pipeline, which resamples and rounds to 8 bits at every step:
 
 - crop, flip and the geometric operations of an image are one resampling of its source
-  (`training.resample`), so that nothing is blurred twice;
+  (`training.augmentation.resample`), so that nothing is blurred twice;
 - an operation on colours that looks at each pixel alone (solarize, posterize, ...) and was drawn
   before a geometric one therefore acts on resampled levels. After one that looks at more
   (equalize, autocontrast, contrast, sharpness, blur) the image is resampled a second time.
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deitlt.errors import UsageError
-from training.crops import (
+from training.augmentation.crops import (
     Boxes,
     Crop,
     PaddedCrop,
@@ -37,7 +37,7 @@ from training.crops import (
     cutout_boxes,
     erased_boxes,
 )
-from training.operations import (
+from training.augmentation.operations import (
     Codes,
     Floats,
     Maps,
@@ -48,9 +48,9 @@ from training.operations import (
     is_geometric,
     resampled_again,
 )
-from training.pixel_ops import apply_operations
-from training.policies import Policy, draw_all
-from training.resample import Geometry, resample
+from training.augmentation.pixel_ops import apply_operations
+from training.augmentation.policies import Policy, draw_all
+from training.augmentation.resample import Geometry, resample
 
 Colour = tuple[float, float, float]
 

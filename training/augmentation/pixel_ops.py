@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.operations import Codes, Floats, Op
+from training.augmentation.operations import Codes, Floats, Op
 
 LEVELS = 256
 # Pillow's luma, in 1/65536.

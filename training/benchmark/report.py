@@ -10,7 +10,7 @@ import torch
 
 from deitlt import __version__
 from deitlt.engine import usable_cores
-from training.benchmark_measure import GIB, Row
+from training.benchmark.measure import GIB, Row
 
 LEGEND = (
     "Figures are medians; spread: largest less smallest sample over the median; ratio: the figure\n"

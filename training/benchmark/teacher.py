@@ -5,15 +5,15 @@ from functools import partial
 
 import torch
 
-from training.augment import teacher_views
-from training.benchmark_images import SyntheticSet
-from training.benchmark_measure import Row, Target, timed
+from training.augmentation.recipe_views import teacher_views
+from training.benchmark.images import SyntheticSet
+from training.benchmark.measure import Row, Target, timed
 from training.config import TeacherRecipe
-from training.distributed import World
-from training.feed import Feed, MicroBatch
+from training.engine.distributed import World
+from training.engine.feed import Feed, MicroBatch
+from training.engine.seeding import Stream, seed_global
 from training.recipes.teachers import cifar
-from training.seeding import Stream, seed_global
-from training.teacher_learner import TeacherLearner, build_method
+from training.teachers.learner import TeacherLearner, build_method
 
 PART = "teacher"
 # CIFAR-10-LT, imbalance factor 100: all its training images, none held out.

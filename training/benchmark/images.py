@@ -12,12 +12,12 @@ from PIL import Image
 
 from deitlt.labelled import LabelledImages
 from deitlt.longtail import exponential_counts
-from training.augment import student_view
-from training.benchmark_measure import Row, timed
-from training.feed import PREFETCHED, StreamedCrops, Ticket
+from training.augmentation.recipe_views import student_view
+from training.augmentation.views import RandomView
+from training.benchmark.measure import Row, timed
+from training.engine.feed import PREFETCHED, StreamedCrops, Ticket
+from training.engine.seeding import Stream, generator
 from training.recipes.students import imagenet_lt_released
-from training.seeding import Stream, generator
-from training.views import RandomView
 
 NUM_CLASSES = 10
 IMBALANCE_FACTOR = 100
@@ -31,7 +31,7 @@ class SyntheticSet:
     """A long-tailed set of small images.
 
     Attributes:
-        images: as files, for `training.feed`.
+        images: as files, for `training.engine.feed`.
         pixels: the same images decoded, `(N, 32, 32, 3)`.
     """
 

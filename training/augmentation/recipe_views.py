@@ -1,8 +1,8 @@
 """The views a recipe asks for."""
 
-from training import named_views
+from training.augmentation import named_views
+from training.augmentation.views import RandomView
 from training.config import StudentRecipe, TeacherRecipe
-from training.views import RandomView
 
 
 def student_view(recipe: StudentRecipe) -> RandomView:

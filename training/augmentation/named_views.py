@@ -4,8 +4,8 @@ Each function returns the transform of one training script or paper; numbers tha
 are that source's.
 """
 
-from training.crops import PaddedCrop, ResizedCrop
-from training.policies import (
+from training.augmentation.crops import PaddedCrop, ResizedCrop
+from training.augmentation.policies import (
     AutoAugmentCifar10,
     ColorJitter,
     GaussianBlur,
@@ -14,7 +14,7 @@ from training.policies import (
     RandAugment,
     ThreeAugment,
 )
-from training.views import Colour, RandomView
+from training.augmentation.views import Colour, RandomView
 
 
 def student_view(

@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deitlt.weights import Card, Kind
-from training.checkpoint import RunFolder
 from training.command_line import Command
 from training.config import Recipe
 from training.data import EvaluationImages, Splits, files_sha256, load_splits
-from training.distributed import World
+from training.engine.checkpoint import RunFolder
+from training.engine.distributed import World
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from deitlt.errors import UsageError
 from deitlt.longtail import IntArray
 from training.config import Sampling
-from training.seeding import Stream, generator
+from training.engine.seeding import Stream, generator
 
 REPEATS = 3
 # The official sampler cuts an epoch to a multiple of this.

@@ -18,8 +18,8 @@ from deitlt.metrics import Report, report
 from deitlt.preprocess import PreprocessSpec
 from deitlt.weights import Card
 from training.data import EvaluationImages, Splits, files_sha256
-from training.distributed import speaks
-from training.teachers import Teacher
+from training.engine.distributed import speaks
+from training.teachers.labelling import Teacher
 
 # A teacher must have come this share of the way from guessing to knowing.
 MIN_SKILL = 0.1

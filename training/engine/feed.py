@@ -23,11 +23,11 @@ from deitlt.errors import DeitLTError
 from deitlt.labelled import LabelledImages
 from deitlt.longtail import IntArray
 from deitlt.preprocess import decode_file
+from training.augmentation.views import Plan, RandomView
 from training.config import Sampling
-from training.distributed import World, speaks
-from training.samplers import MicroBatches, epoch_order, num_samples
-from training.seeding import Stream, generator
-from training.views import Plan, RandomView
+from training.engine.distributed import World, speaks
+from training.engine.samplers import MicroBatches, epoch_order, num_samples
+from training.engine.seeding import Stream, generator
 
 # Decoded sets up to this size stay in memory.
 CACHE_BYTES = 2 << 30

@@ -21,11 +21,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from deitlt.student import DeiTLT, StudentConfig
-from training.benchmark_images import SyntheticSet
-from training.benchmark_measure import timed
+from training.benchmark.images import SyntheticSet
+from training.benchmark.measure import timed
 from training.config import StudentRecipe
 from training.losses import deit_lt_loss
-from training.teachers import Teacher
+from training.teachers.labelling import Teacher
 
 # DataLoader's own default: micro-batches ready for each worker.
 PREFETCHED = 2

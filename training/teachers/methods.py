@@ -22,7 +22,7 @@ from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
 from training.losses import drw_weight, head_loss
-from training.resnets import Network, build_teacher, classifier_of
+from training.teachers.networks import Network, build_teacher, classifier_of
 
 
 class TeacherMethod(nn.Module):

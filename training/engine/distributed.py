@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -108,7 +108,8 @@ class World:
         known = signature(distribute).parameters
         sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         devices = [self.device] if self.device.type == "cuda" else None
-        return distribute(module, device_ids=devices, **{sync: False})
+        options: dict[str, Any] = {"device_ids": devices, sync: False}
+        return distribute(module, **options)
 
 
 def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -1,7 +1,7 @@
 """Views cut from batches of source images: crop, flip and affine maps in one resampling.
 
 Legend: `B` images, `S` side of the views, `H` and `W` size of the sources, `T` taps of the kernel
-along an axis. Maps are those of `training.operations`, boxes those of `training.crops`.
+along an axis. Maps are those of `operations`, boxes those of `crops`.
 
 Three ways, chosen for each image on the CPU:
 
@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.crops import Boxes, Interpolation
-from training.operations import Maps, places
+from training.augmentation.crops import Boxes, Interpolation
+from training.augmentation.operations import Maps, places
 
 SUPPORT = {"bicubic": 2, "bilinear": 1}
 # Keys' parameter in Pillow's resize and in Pillow's affine transform.

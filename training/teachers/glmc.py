@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.methods import TeacherMethod, cut
-from training.resnets import Network, build_teacher, classifier_of
+from training.teachers.methods import TeacherMethod, cut
+from training.teachers.networks import Network, build_teacher, classifier_of
 
 PROJECTION = 256
 

@@ -25,11 +25,11 @@ from torch import Tensor
 from torchvision.transforms import functional as vision
 
 from deitlt.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from training.crops import ERASED_ASPECT, PaddedCrop, Pixels, ResizedCrop, erased_boxes
-from training.named_views import student_view
-from training.operations import Op
-from training.policies import RandAugment
-from training.views import Plan, RandomView
+from training.augmentation.crops import ERASED_ASPECT, PaddedCrop, Pixels, ResizedCrop, erased_boxes
+from training.augmentation.named_views import student_view
+from training.augmentation.operations import Op
+from training.augmentation.policies import RandAugment
+from training.augmentation.views import Plan, RandomView
 
 POLICY = "rand-m9-mstd0.5-inc1"
 FILL = (124, 116, 104)
@@ -321,7 +321,7 @@ def to_levels(views: Tensor, view: RandomView) -> Pixels:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; 1 if a tolerance is exceeded."""
-    parser = argparse.ArgumentParser(prog="python -m training.augmentation_report")
+    parser = argparse.ArgumentParser(prog="python -m training.augmentation.report")
     parser.add_argument("--images", type=int, default=128, help="images for views and speed")
     parser.add_argument("--draws", type=int, default=5000, help="draws for the distributions")
     parser.add_argument("--side", type=int, default=64, help="side for single operations, px")

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from training.config import TeacherRecipe
-from training.distributed import World
-from training.feed import MicroBatch
-from training.glmc import GLMCMethod
-from training.graphs import GraphedStep
-from training.methods import CrossEntropyMethod, LDAMMethod, TeacherMethod
-from training.optimizers import set_learning_rate
-from training.paco import PaCoMethod
-from training.sam import rho_at, sam_step
-from training.schedules import teacher_learning_rate
-from training.seeding import Stream, generator, seed_global
+from training.engine.distributed import World
+from training.engine.feed import MicroBatch
+from training.engine.schedules import teacher_learning_rate
+from training.engine.seeding import Stream, generator, seed_global
+from training.students.optimizers import set_learning_rate
+from training.teachers.glmc import GLMCMethod
+from training.teachers.graphs import GraphedStep
+from training.teachers.methods import CrossEntropyMethod, LDAMMethod, TeacherMethod
+from training.teachers.paco import PaCoMethod
+from training.teachers.sam import rho_at, sam_step
 
 
 def build_method(recipe: TeacherRecipe, counts: ArrayLike, num_classes: int) -> TeacherMethod:

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from training.methods import TeacherMethod
-from training.resnets import Network, build_teacher, classifier_of
+from training.teachers.methods import TeacherMethod
+from training.teachers.networks import Network, build_teacher, classifier_of
 
 
 class Encoder(nn.Module):

@@ -1,0 +1,1 @@
+"""Students: losses, optimisers and the step."""
