@@ -3,10 +3,12 @@
 Legend: `N` images, `C` classes.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from deitlt.metrics import Report, confusion_matrix, report
 from deitlt.student import average_logits
@@ -25,7 +27,7 @@ def student_logits(model: nn.Module, images: EvaluationImages) -> HeadLogits:
     Leaves the model in eval mode.
     """
     model.eval()
-    parts = [model(batch) for batch in images]
+    parts = [_answer(model, batch) for batch in images]
     heads = [torch.cat(head).float() for head in zip(*parts, strict=True)]
     named = {"cls": heads[0]}
     if len(heads) == 2:
@@ -37,7 +39,15 @@ def student_logits(model: nn.Module, images: EvaluationImages) -> HeadLogits:
 def teacher_logits(model: nn.Module, images: EvaluationImages) -> HeadLogits:
     """Cosines `(N, C)` of a teacher; leaves the model in eval mode."""
     model.eval()
-    return {"teacher": torch.cat([model(batch) for batch in images]).float().cpu().numpy()}
+    scores = [_answer(model, batch) for batch in images]
+    return {"teacher": torch.cat(scores).float().cpu().numpy()}
+
+
+def _answer(model: nn.Module, batch: Tensor) -> Any:
+    """What a model gives; on a GPU in bf16, as it was trained."""
+    device = batch.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        return model(batch)
 
 
 def fit_blend(logits: HeadLogits, labels: NDArray[np.int64], num_classes: int) -> float:

@@ -147,7 +147,8 @@ def measure_teacher(
     counts = teacher.card.train_counts
     figures = []
     for spec, scores in ((teacher.card.preprocess, teacher.model), (seen, teacher.logits)):
-        with torch.inference_mode():
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+        with torch.inference_mode(), autocast:
             batches = [scores(batch) for batch in EvaluationImages(images, spec, device)]
         figures.append(report(images.labels, torch.cat(batches).float().cpu().numpy(), counts))
     certified = None
