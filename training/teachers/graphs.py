@@ -42,7 +42,8 @@ class GraphedStep:
         if self._graph is None:
             self._inputs = [tensor.clone() for tensor in inputs]
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Another thread may be pinning the memory of coming batches meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 self._output = step(*self._inputs)
             self._graph, self._pool = graph, graph.pool()
         else:
