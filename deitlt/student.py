@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -112,8 +113,10 @@ class CosineHead(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `(B, C)`: `COSINE_SCALE` times the cosines of `(B, D)` features."""
-        cosines = F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
-        return COSINE_SCALE * cosines
+        # In single precision under autocast too: the factor would magnify bfloat16's rounding.
+        with torch.autocast(features.device.type, enabled=False):
+            units = F.normalize(features.float(), dim=-1)
+            return COSINE_SCALE * F.linear(units, F.normalize(self.weight, dim=-1))
 
 
 class PlainViT(VisionTransformer):  # type: ignore[misc]  # timm is untyped

@@ -9,9 +9,10 @@ import torch
 from timm.data.mixup import Mixup, mixup_target
 from torch.nn import functional as F
 
+from training.augmentation.mixing import mix
 from training.losses import LDAMLoss, drw_weight
 from training.teachers.glmc import GLMCMethod
-from training.teachers.methods import CrossEntropyMethod, LDAMMethod, TeacherMethod, mix
+from training.teachers.methods import CrossEntropyMethod, LDAMMethod, TeacherMethod
 from training.teachers.paco import PaCoMethod
 from training.teachers.sam import sam_step
 

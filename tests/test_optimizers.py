@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from deitlt.student import DeiTLT, PlainViT, StudentConfig, build_student
 from training.config import StudentRecipe
 from training.engine.checkpoint import Progress, RunFolder
+from training.engine.schedules import set_learning_rate
 from training.recipes import students
-from training.students.optimizers import set_learning_rate, student_optimizers
+from training.students.optimizers import student_optimizers
 
 Name = Literal["adamw", "lamb", "muon"]
 NAMES: tuple[Name, ...] = get_args(Name)

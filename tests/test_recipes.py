@@ -73,7 +73,7 @@ def test_the_radius_of_the_large_teachers_rises_with_drw() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rho": -1.0}, "--rho must not be negative"),
+        ({"rho": -1.0}, "--rho must be a number of at least 0"),
         ({"rho_epochs": (5,)}, "as many steps"),
         ({"rho_epochs": (5, 5), "rho_values": (0.1, 0.2)}, "must rise"),
         ({"classifier": "linear"}, "--method ldam needs --classifier cosine"),
@@ -110,7 +110,16 @@ def test_a_teachers_field_out_of_range_is_named(fields: dict[str, object], messa
         ({"ema_decay": 1.0}, "--ema-decay"),
         ({"temperature": 0.0}, "--temperature"),
         ({"classifier": "cosine"}, "--classifier cosine is for plain transformers"),
-        ({"cls_loss": "ldam"}, "--cls-loss ldam needs"),
+        ({"cls_loss": "ldam"}, "loss ldam is for cosines"),
+        ({"dist_loss": "ldam"}, "loss ldam is for cosines"),
+        ({"lr": float("nan")}, "--lr must be positive"),
+        ({"seed": -1}, "--seed must be a number of at least 0"),
+        ({"patch_size": 0}, "--patch-size must be positive"),
+        ({"micro_batch_size": 0}, "--micro-batch-size must be positive"),
+        ({"drop_path_rate": 2.0}, "--drop-path-rate must be at most 1"),
+        ({"val_fraction": -0.5}, "--val-fraction must be a number of at least 0"),
+        ({"label_smoothing": 2.0}, "--label-smoothing must be at most 1"),
+        ({"crop_scale": (0.5, float("inf"))}, "--crop-scale must be a number"),
     ],
 )
 def test_a_field_out_of_range_is_named(fields: dict[str, object], message: str) -> None:
@@ -171,6 +180,18 @@ def test_a_wrong_word_gets_one_line(arguments: list[str], message: str) -> None:
         parse_student(*arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_no_recipe_gets_one_line() -> None:
+    with pytest.raises(UsageError, match="name a recipe: digits, cifar") as error:
+        pick_recipe("program", [], STUDENTS)
+    assert "\n" not in str(error.value)
+
+
+def test_a_schedule_that_never_gets_to_drw_is_noted() -> None:
+    (note,) = dataclasses.replace(students.cifar(), epochs=300).notes()
+    assert "--drw-epoch is 1100, --epochs 300" in note
+    assert students.cifar().notes() == []
 
 
 def test_a_missing_flag_gets_one_line() -> None:

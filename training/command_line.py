@@ -41,7 +41,7 @@ class Command:
     """Where to train; auto takes a GPU if there is one."""
     workers: Annotated[int | None, tyro.conf.arg(aliases=["-j"])] = None
     """Processes that decode and crop images too large or too uneven to live on the training device;
-    0 does it in the training process. By default 0 on a CPU, all cores beside a GPU."""
+    0 does it in the training process. By default 0 on a CPU; GPUs share all cores."""
     compile: bool | None = None
     """Students: torch.compile; teachers: the step as one CUDA graph. By default on a GPU."""
     deterministic: bool = False
@@ -72,8 +72,8 @@ def run_program(
     except DeitLTError as error:
         return _end(program, str(error), 2)
     except torch.OutOfMemoryError:
-        advice = "lower --micro-batch-size (gradients add up: the step stays the same)"
-        return _end(program, f"the GPU's memory is full; {advice} or choose a smaller model", 2)
+        advice = "train with a smaller --micro-batch-size (gradients add up) or a smaller model"
+        return _end(program, f"the GPU's memory is full; {advice}", 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _end(program, f"{where}{error.strerror or error}", 2)
@@ -100,12 +100,14 @@ def pick_recipe(
         UsageError: no such recipe.
         SystemExit: help was asked for.
     """
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv:
+        raise UsageError(f"name a recipe: {', '.join(recipes)}; --help tells what they are")
+    if argv[0] in ("-h", "--help"):
         print(f"usage: python -m {program} RECIPE --data DATA --output RUN [options]\n\nrecipes:")
         for name, make in recipes.items():
             print(f"\n  {name}\n{textwrap.indent(_docstring(make), '    ')}")
         print(f"\nAll options of a recipe: python -m {program} RECIPE --help")
-        raise SystemExit(0 if argv else 2)
+        raise SystemExit(0)
     if argv[0] not in recipes:
         raise UsageError(
             f"no recipe {argv[0]!r}{_hint(argv[0], recipes)}; there are: {', '.join(recipes)}"

@@ -3,14 +3,26 @@
 Every field is a command-line flag of the training programs, under its own name in kebab case.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Literal
+from math import isfinite
+from typing import Any, Literal
 
 from deitlt.errors import UsageError
 from deitlt.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from deitlt.student import SIZES, Size
 from training.losses import HeadLoss
+
+# Fields that must be above 0, and those that must not be above 1.
+POSITIVE = {
+    *("img_size", "patch_size", "epochs", "batch_size", "micro_batch_size", "lr"),
+    *("checkpoint_epochs", "val_epochs", "temperature", "paco_temperature", "paco_queue"),
+    *("paco_width", "imbalance_factor", "layer_scale"),
+}
+SHARES = {
+    *("val_fraction", "flip", "random_erasing", "label_smoothing", "drop_path_rate", "alpha"),
+    *("momentum", "paco_momentum", "crop_scale", "ema_decay"),
+}
 
 Sampling = Literal["all", "repeated", "repeated_full", "balanced"]
 
@@ -59,9 +71,9 @@ class Recipe:
     drw_beta: float = 0.9999
     """Beta of the effective-number class weights."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Random resized crop: share of the area kept."""
+    """Random resized crop of strong views: share of the area kept."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Random resized crop: aspect ratio."""
+    """Random resized crop of strong views: aspect ratio."""
     crop_padding: int = 4
     """Padding of the random crop of weak views, px."""
     flip: float = 0.5
@@ -80,22 +92,42 @@ class Recipe:
     """Seed of weights, order, augmentation and stochastic depth."""
     checkpoint_epochs: int = 1
     """Epochs between resume points; a killed run loses fewer than this."""
+    val_epochs: int = 1
+    """Epochs between looks at the held-out images; the last epoch is always looked at."""
 
     def __post_init__(self) -> None:
-        for field in ("img_size", "epochs", "batch_size", "lr", "checkpoint_epochs"):
-            if getattr(self, field) <= 0:
-                raise UsageError(f"--{kebab(field)} must be positive, not {getattr(self, field)}")
+        for name in (f.name for f in fields(self)):
+            self._check_range(name, getattr(self, name))
         if not 0 < self.crop_pct <= 1:
             raise UsageError(f"--crop-pct must be above 0 and at most 1, not {self.crop_pct:g}")
         if not 0 <= self.drw_beta < 1:
             raise UsageError(f"--drw-beta must be in [0, 1), not {self.drw_beta:g}")
         if min(self.std) <= 0:
             raise UsageError("--std must be positive in every channel")
-        micro = self.micro_batch_size or self.batch_size
-        if micro <= 0 or self.batch_size % micro:
+        micro = self.batch_size if self.micro_batch_size is None else self.micro_batch_size
+        if self.batch_size % micro:
             raise UsageError(
                 f"--batch-size {self.batch_size} is not a multiple of --micro-batch-size {micro}"
             )
+
+    def _check_range(self, name: str, value: object) -> None:
+        """Refuse numbers that are infinite, negative, or not positive where they must be."""
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, int | float):
+                continue
+            positive = name in POSITIVE
+            if not isfinite(number) or number < 0 or (positive and number == 0):
+                wanted = "positive" if positive else "a number of at least 0"
+                raise UsageError(f"--{kebab(name)} must be {wanted}, not {number}")
+            if name in SHARES and number > 1:
+                raise UsageError(f"--{kebab(name)} must be at most 1, not {number:g}")
+
+    def notes(self) -> list[str]:
+        """What the fields mean together that a user may not have meant."""
+        if self.epochs < self.drw_epoch:
+            start = f"--drw-epoch is {self.drw_epoch}, --epochs {self.epochs}"
+            return [f"deferred re-weighting never starts: {start}"]
+        return []
 
     def preprocess(self) -> PreprocessSpec:
         """How images are prepared for evaluation and deployment."""
@@ -150,10 +182,16 @@ class TeacherRecipe(Recipe):
     glmc_power: float = 1.2
     """GLMC: the re-balanced head weighs a class by its count to minus this power."""
 
+    def architecture(self, num_classes: int) -> dict[str, Any]:
+        """What a card says of the network."""
+        return {
+            "name": self.network,
+            "classifier": self.classifier,
+            "num_classes": num_classes,
+        }
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.rho, *self.rho_values, 0) < 0:
-            raise UsageError(f"--rho must not be negative, not {self.rho:g}")
         if len(self.rho_epochs) != len(self.rho_values):
             raise UsageError("--rho-epochs and --rho-values must name as many steps as each other")
         if any(later <= earlier for earlier, later in pairwise(self.rho_epochs)):
@@ -206,7 +244,7 @@ class StudentRecipe(Recipe):
     dist_loss: HeadLoss = "ce"
     """What DIST learns the teacher's labels by."""
     loss_tau: float = 1.0
-    """Strength of balanced softmax, logit adjustment and VS."""
+    """Strength of logit adjustment (1 is balanced softmax) and VS."""
     loss_gamma: float | None = None
     """Focusing of the focal loss (2 by default); exponent of VS (0.15)."""
     max_margin: float = 0.5
@@ -222,7 +260,8 @@ class StudentRecipe(Recipe):
     warmup_lr: float = 1e-6
     """Learning rate at the start of the warm-up."""
     ema_decay: float = 0.0
-    """Decay a step of averaged weights, which are evaluated and may be selected; 0 has none."""
+    """Decay a step of averaged weights, which are evaluated and selected if better, or without
+    held-out images always; 0 has none."""
     retrain_heads: bool = False
     """Start heads anew and train them alone, on the weights given by --init (cRT)."""
 
@@ -234,17 +273,13 @@ class StudentRecipe(Recipe):
             raise UsageError(
                 f"--img-size {self.img_size} is not a multiple of --patch-size {self.patch_size}"
             )
-        if not 0 <= self.alpha <= 1:
-            raise UsageError(f"--alpha must be in [0, 1], not {self.alpha:g}")
-        if not 0 <= self.ema_decay < 1:
-            raise UsageError(f"--ema-decay must be in [0, 1), not {self.ema_decay:g}")
-        if self.temperature <= 0:
-            raise UsageError(f"--temperature must be positive, not {self.temperature:g}")
+        if self.ema_decay == 1:
+            raise UsageError("--ema-decay must be below 1")
         if self.distilled and self.classifier != "linear":
             raise UsageError("--classifier cosine is for plain transformers (--no-distilled)")
-        ldam = "ldam" in (self.cls_loss, self.drw_cls_loss)
+        ldam = "ldam" in (self.cls_loss, self.drw_cls_loss, self.dist_loss)
         if ldam and self.classifier != "cosine":
-            raise UsageError("--cls-loss ldam needs --no-distilled --classifier cosine")
+            raise UsageError("loss ldam is for cosines: --no-distilled --classifier cosine")
         micro = self.micro_batch_size or self.batch_size
         if (self.mixup > 0 or self.cutmix > 0) and micro % 2:
             raise UsageError(f"mixing pairs images: a batch of {micro} is odd; make it even")

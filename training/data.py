@@ -19,7 +19,7 @@ from deitlt.preprocess import PreprocessSpec, load_batches
 from training.config import Recipe
 
 # Prepared sets up to this size stay in memory, so that they are decoded once.
-CACHE_BYTES = 1 << 30
+CACHE_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 EVALUATION_BATCH = 256
 
 
@@ -105,7 +105,7 @@ class EvaluationImages:
         self._spec = spec
         self._device = device
         self._cache: list[Tensor] | None = None
-        if len(images) * spec.img_size**2 * 3 <= CACHE_BYTES:
+        if len(images) * spec.img_size**2 * 3 <= CACHE_BYTES[device.type]:
             self._cache = list(self._load())
 
     def __iter__(self) -> Iterator[Tensor]:

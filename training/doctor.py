@@ -17,6 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from deitlt.engine import usable_cores
+from deitlt.errors import UsageError
 from deitlt.files import write_json
 from deitlt.labelled import LabelledImages, inspect_labelled
 from deitlt.labelled_rows import Fault
@@ -64,10 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     command: DoctorCommand = parse(PROGRAM, DoctorCommand, argv)
+    if command.workers is not None and command.workers < 1:
+        raise UsageError(f"--workers must be at least 1, not {command.workers}")
+    if command.json is not None and not command.json.parent.is_dir():
+        raise UsageError(f"--json {command.json}: there is no folder {command.json.parent}")
     report = examine(command)
+    print(describe(report))
     if command.json is not None:
         write_json(command.json, report)
-    print(describe(report))
     return FOUND_ERRORS if report["errors"] else 0
 
 

@@ -27,8 +27,6 @@ from deitlt.files import write_text
 from training.command_line import run_program
 
 PROGRAM = "training.reproduce"
-# A stopped run saves between two steps; so long it is waited for, s.
-STOP_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     "teacher_ldam": Experiment("cifar", "teacher"),
     "teacher_ldam_no_sam": Experiment("cifar_no_sam", "teacher"),
     "teacher_paco": Experiment("cifar_paco", "teacher"),
+    "teacher_paco_no_sam": Experiment("cifar_paco_no_sam", "teacher"),
     "teacher_glmc": Experiment("cifar_glmc", "teacher"),
     "tiny": Experiment("cifar_tiny", needs="teacher_paco"),
     "tiny_ldam": Experiment("cifar_tiny", needs="teacher_ldam"),
     "tiny_no_drw": Experiment("cifar_no_drw", needs="teacher_paco", options=TINY),
+    "tiny_no_sam": Experiment("cifar_tiny", needs="teacher_paco_no_sam"),
+    "tiny_no_drw_no_sam": Experiment("cifar_no_drw", needs="teacher_paco_no_sam", options=TINY),
     "tiny_weak_views": Experiment("cifar_weak_views", needs="teacher_paco", options=TINY),
     "tiny_unmixed": Experiment("cifar_unmixed", needs="teacher_paco", options=TINY),
     "tiny_vit": Experiment("vit", options=TINY),
@@ -89,6 +90,11 @@ def _main(argv: list[str]) -> None:
     parser.add_argument("--teacher-options", default="", help="for every teacher, in quotes")
     parser.add_argument("--student-options", default="", help="for every student, in quotes")
     arguments = parser.parse_args(argv)
+    for options in (arguments.teacher_options, arguments.student_options):
+        try:
+            shlex.split(options)
+        except ValueError as error:
+            raise UsageError(f"options {options!r}: {error}") from error
     unknown = [name for name in arguments.only if name not in EXPERIMENTS]
     if unknown:
         raise UsageError(f"no experiment {unknown[0]!r}; there are: {', '.join(EXPERIMENTS)}")
@@ -98,7 +104,8 @@ def _main(argv: list[str]) -> None:
         if not _run(name, arguments, deadline):
             print(f"time is up in {name}; the same command goes on")
             break
-    table = results_table(arguments.output, names)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    table = f"`python -m {PROGRAM} {shlex.join(argv)}`\n\n{results_table(arguments.output, names)}"
     write_text(arguments.output / "results.md", table)
     print(table)
 
@@ -133,11 +140,13 @@ def _run(name: str, arguments: Any, deadline: float | None) -> bool:
     Raises:
         UsageError: the run failed; it has said why itself.
     """
-    run = arguments.output / name
-    if (run / "metrics-test.json").is_file():
-        return True
+    # A finished run resumes to itself, and refuses to be another one.
     if not _finish(command_line(name, arguments), deadline):
         return False
+    run = arguments.output / name
+    metrics, weights = run / "metrics-test.json", run / f"{EXPERIMENTS[name].kind}.safetensors"
+    if metrics.is_file() and metrics.stat().st_mtime > weights.stat().st_mtime:
+        return True
     return _finish(["training.evaluate", str(run), "--data", str(arguments.data)], deadline)
 
 
@@ -149,10 +158,10 @@ def _finish(words: list[str], deadline: float | None) -> bool:
         status = process.wait(left)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
-        status = process.wait(STOP_TIMEOUT_S)
-    finally:
-        if process.poll() is None:
-            process.kill()
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # Ctrl-C has reached it too, and it saves
+        raise
     if status in (128 + signal.SIGTERM, -signal.SIGTERM):  # the latter: before its first step
         return False
     if status:

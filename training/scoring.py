@@ -37,14 +37,13 @@ def student_logits(model: nn.Module, images: EvaluationImages) -> HeadLogits:
 
 @torch.inference_mode()
 def teacher_logits(model: nn.Module, images: EvaluationImages) -> HeadLogits:
-    """Cosines `(N, C)` of a teacher; leaves the model in eval mode."""
+    """Cosines or logits `(N, C)` of a teacher; leaves the model in eval mode."""
     model.eval()
-    scores = [_answer(model, batch) for batch in images]
-    return {"teacher": torch.cat(scores).float().cpu().numpy()}
+    return {"teacher": torch.cat([model(batch) for batch in images]).float().cpu().numpy()}
 
 
 def _answer(model: nn.Module, batch: Tensor) -> Any:
-    """What a model gives; on a GPU in bf16, as it was trained."""
+    """What a student gives; on a GPU in bf16, as it was trained."""
     device = batch.device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         return model(batch)

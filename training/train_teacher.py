@@ -68,12 +68,7 @@ def train_teacher(command: TeacherCommand, world: World) -> None:
     network = method.classifier
 
     def save_selected(epoch: int, head: str, figures: dict[str, Any]) -> None:
-        architecture = {
-            "name": recipe.network,
-            "classifier": recipe.classifier,
-            "num_classes": len(counts),
-        }
-        card = prepared.card("teacher", architecture, epoch, figures)
+        card = prepared.card("teacher", recipe.architecture(len(counts)), epoch, figures)
         save_weights(command.output / "teacher.safetensors", network, card)
 
     validation = None

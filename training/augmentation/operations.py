@@ -7,6 +7,8 @@ for each place of the result where in its input it comes from.
 """
 
 from enum import IntEnum
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,3 +154,19 @@ def inside(maps: Tensor, side: int) -> Tensor:
     """Which pixels of the result come from inside an S x S input, `(B, S, S)` bool."""
     x, y = places(maps, side)
     return (x >= 0) & (x < side) & (y >= 0) & (y < side)
+
+
+def on_device(
+    array: NDArray[Any], device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A NumPy array as a tensor on the device, without waiting for what the device is doing.
+
+    CUDA has copied memory that is not pinned before the call returns.
+    """
+    return torch.from_numpy(array).to(device, dtype, non_blocking=True)
+
+
+@cache
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Per-channel values as `(3, 1, 1)` float32 on the device, copied there once."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.augmentation.operations import Codes, Floats, Op
+from training.augmentation.operations import Codes, Floats, Op, on_device
 
 LEVELS = 256
 # Pillow's luma, in 1/65536.
@@ -33,13 +33,13 @@ def apply_operations(images: Tensor, codes: Codes, args: Floats) -> Tensor:
     """
     tabled = np.flatnonzero(np.isin(codes, [*TABLES]))
     if len(tabled):
-        where = torch.from_numpy(tabled).to(images.device)
+        where = on_device(tabled, images.device)
         chosen = images[where]
         images[where] = look_up(chosen, tables(chosen, codes[tabled], args[tabled]))
     for op, function in NEIGHBOURS.items():
         rows = np.flatnonzero(codes == op)
         if len(rows):
-            where = torch.from_numpy(rows).to(images.device)
+            where = on_device(rows, images.device)
             images[where] = function(images[where], args[rows])
     return images
 
@@ -49,8 +49,8 @@ def tables(images: Tensor, codes: Codes, args: Floats) -> Tensor:
     result = images.new_empty((len(images), 3, LEVELS))
     for op in np.unique(codes):
         rows = np.flatnonzero(codes == op)
-        where = torch.from_numpy(rows).to(images.device)
-        argument = torch.from_numpy(args[rows].astype(np.float32)).to(images.device)
+        where = on_device(rows, images.device)
+        argument = on_device(args[rows].astype(np.float32), images.device)
         table = TABLES[Op(op)](images[where], argument.view(-1, 1, 1))
         result[where] = table.to(torch.uint8).expand(-1, 3, -1)
     return result
@@ -152,7 +152,7 @@ TABLES: dict[Op, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _column(args: Floats, like: Tensor) -> Tensor:
-    return torch.from_numpy(args.astype(np.float32)).to(like.device).view(-1, 1, 1, 1)
+    return on_device(args.astype(np.float32), like.device).view(-1, 1, 1, 1)
 
 
 def _color(images: Tensor, factors: Floats) -> Tensor:
@@ -189,7 +189,7 @@ def _hue(images: Tensor, turns: Floats) -> Tensor:
     # Pillow keeps these two in single precision, and their whole part decides the level.
     hue = (torch.remainder(sector.float().double() / 6 + 1, 1).float().double() * 255).long()
     share = ((spread / value.clamp(min=1)).double() * 255).floor().div(255).float().double()
-    shift = torch.from_numpy((turns * 255).astype(np.int64)).to(images.device).view(-1, 1, 1)
+    shift = on_device((turns * 255).astype(np.int64), images.device).view(-1, 1, 1)
     turned = ((torch.where(spread > 0, hue, 0) + shift) % LEVELS).double() * 6 / 255
     whole = turned.floor()
     rest = (turned - whole).float().double()
@@ -206,7 +206,7 @@ def _hue(images: Tensor, turns: Floats) -> Tensor:
 
 def _blur(images: Tensor, sigmas: Floats) -> Tensor:
     """Pillow's GaussianBlur: box filters of fractional width, 8 bits after each of the passes."""
-    weights = torch.from_numpy(box_weights(sigmas)).to(images.device)
+    weights = on_device(box_weights(sigmas), images.device)
     reach = weights.shape[1] // 2
     # Whole numbers below 2^53 are exact in double precision, and ties of rounding are frequent.
     levels = images.double()

@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.augmentation.crops import Boxes, Interpolation
-from training.augmentation.operations import Maps, places
+from training.augmentation.operations import Maps, on_device, places
 
 SUPPORT = {"bicubic": 2, "bilinear": 1}
 # Keys' parameter in Pillow's resize and in Pillow's affine transform.
 RESIZE_CUBIC, WARP_CUBIC = -0.5, -1.0
 # Taps gathered at once: bounds the memory of one step, and keeps a CPU's in its cache.
-MAX_TAPS = 1 << 22
+MAX_TAPS = {"cpu": 1 << 22, "cuda": 1 << 27}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def resample(pixels: Tensor, geometry: Geometry, side: int) -> Tensor:
     views = pixels.new_empty((len(pixels), 3, side, side))
     for rows, cut in ((straight, simple), (~straight, _gather)):
         if rows.any():
-            where = torch.from_numpy(np.flatnonzero(rows)).to(pixels.device)
+            where = on_device(np.flatnonzero(rows), pixels.device)
             views[where] = cut(pixels[where], geometry, rows, side)
     return views
 
@@ -84,8 +84,8 @@ def _windows(pixels: Tensor, geometry: Geometry, rows: NDArray[np.bool_], side: 
     lines = boxes[:, :1] + steps
     which = torch.arange(len(pixels), device=pixels.device).view(-1, 1, 1, 1)
     channel = torch.arange(3, device=pixels.device).view(1, 3, 1, 1)
-    y = torch.from_numpy(lines).to(pixels.device)[:, None, :, None]
-    x = torch.from_numpy(columns).to(pixels.device)[:, None, None, :]
+    y = on_device(lines, pixels.device)[:, None, :, None]
+    x = on_device(columns, pixels.device)[:, None, None, :]
     return pixels[which, channel, y, x]
 
 
@@ -98,8 +98,8 @@ def _resize(pixels: Tensor, geometry: Geometry, rows: NDArray[np.bool_], side: i
         lines = np.stack([entry[:, axis] * scale, entry[:, 2] * scale + boxes[:, box], scale], 1)
         edges = np.stack([boxes[:, box], boxes[:, box] + boxes[:, 2 + box]], 1)
         return axis_weights(
-            torch.from_numpy(lines).to(device),
-            torch.from_numpy(edges).to(device),
+            on_device(lines, device),
+            on_device(edges, device),
             size,
             side,
             geometry.interpolation,
@@ -107,7 +107,7 @@ def _resize(pixels: Tensor, geometry: Geometry, rows: NDArray[np.bool_], side: i
 
     # Pillow's transform rounds down, so an image that it would have moved loses half a level.
     half = np.where(geometry.moved[rows], 0.0, 0.5).astype(np.float32)
-    bias = torch.from_numpy(half).to(device).view(-1, 1, 1, 1)
+    bias = on_device(half, device).view(-1, 1, 1, 1)
     horizontal, vertical = weights(0, pixels.shape[3]), weights(1, pixels.shape[2])
     with torch.autocast(device.type, enabled=False):
         lines = pixels.float() @ horizontal.transpose(1, 2).unsqueeze(1)
@@ -158,13 +158,13 @@ def _gather(pixels: Tensor, geometry: Geometry, rows: NDArray[np.bool_], side: i
     to_source[:, :2, 2] += boxes[:, 1::-1]
     support = SUPPORT[geometry.interpolation] * np.maximum(scale, 1)
     taps = int(np.ceil(2 * support.max()))
-    step = max(1, MAX_TAPS // (side**2 * taps**2))
+    step = max(1, MAX_TAPS[pixels.device.type] // (side**2 * taps**2))
     parts = []
     for start in range(0, len(pixels), step):
         part = slice(start, start + step)
-        box = torch.from_numpy(boxes[part]).to(pixels.device, torch.int32)
-        reach = torch.from_numpy(support[part]).to(pixels.device)
-        x, y = places(torch.from_numpy(to_source[part]).to(pixels.device), side)
+        box = on_device(boxes[part], pixels.device, torch.int32)
+        reach = on_device(support[part], pixels.device)
+        x, y = places(on_device(to_source[part], pixels.device), side)
         across = _taps(x, box[:, 1::2], reach[:, 1], taps, geometry)
         down = _taps(y, box[:, 0::2], reach[:, 0], taps, geometry)
         parts.append(_weighted_sum(pixels[part], box, down, across))

@@ -18,6 +18,7 @@ Deviations from timm's image-by-image pipeline, which resamples and rounds to 8 
 Fill colours go through those operations, and only those, that follow the one that brought them in.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,9 +44,11 @@ from training.augmentation.operations import (
     Maps,
     affine_maps,
     composed_maps,
+    constant,
     flip_maps,
     inside,
     is_geometric,
+    on_device,
     resampled_again,
 )
 from training.augmentation.pixel_ops import apply_operations
@@ -66,7 +69,7 @@ class Plan:
         args: `(B, L)` their arguments.
         erased: `(B, 4)` rectangles of noise: top, left, height, width; no height for none.
         cutout: `(B, 4)` black rectangles, likewise.
-        noise_seed: seed of that noise.
+        noise: `(seed, images)` of that noise, for one micro-batch after the other.
     """
 
     crop: Floats
@@ -75,10 +78,19 @@ class Plan:
     args: Floats
     erased: Boxes
     cutout: Boxes
-    noise_seed: int
+    noise: tuple[tuple[int, int], ...]
 
     def __len__(self) -> int:
         return len(self.crop)
+
+    @classmethod
+    def join(cls, plans: Sequence["Plan"]) -> "Plan":
+        """Several micro-batches as one, whose views are those of each."""
+        if len(plans) == 1:
+            return plans[0]
+        arrays = ("crop", "flips", "codes", "args", "erased", "cutout")
+        joined = {name: np.concatenate([getattr(p, name) for p in plans]) for name in arrays}
+        return cls(**joined, noise=tuple(part for plan in plans for part in plan.noise))
 
 
 class RandomView:
@@ -149,7 +161,7 @@ class RandomView:
         if self.cutout_px:
             cutout = cutout_boxes(generator, num_images, side, self.cutout_px)
         seed = int(generator.integers(2**63))
-        return Plan(crop, flips, codes, args, erased, cutout, seed)
+        return Plan(crop, flips, codes, args, erased, cutout, ((seed, num_images),))
 
     def apply(self, pixels: Tensor, plan: Plan) -> Tensor:
         """Normalised views `(B, 3, S, S)` float32 of prepared sources of one size.
@@ -199,27 +211,24 @@ class RandomView:
 
     def normalise(self, views: Tensor) -> Tensor:
         """`(B, 3, S, S)` 8-bit levels to float32 by mean and standard deviation."""
-        mean, std = (
-            torch.tensor(channel, device=views.device).view(3, 1, 1)
-            for channel in (self.mean, self.std)
-        )
+        mean, std = (constant(channel, views.device) for channel in (self.mean, self.std))
         return views.float().sub_(mean * 255).mul_(1 / (std * 255))
 
     def _operate(self, views: Tensor, plan: Plan, maps: Maps, again: NDArray[np.bool_]) -> Tensor:
         side, geometric = self.img_size, is_geometric(plan.codes)
-        fill = torch.tensor(self.fill, dtype=torch.uint8, device=views.device).view(3, 1, 1)
+        fill = constant(self.fill, views.device).to(torch.uint8)
         for layer in range(plan.codes.shape[1]):
             views = apply_operations(views, plan.codes[:, layer], plan.args[:, layer])
             rows = np.flatnonzero(again[:, layer])
             if len(rows):
-                where = torch.from_numpy(rows).to(views.device)
+                where = on_device(rows, views.device)
                 moved = np.ones(len(rows), dtype=np.bool_)
                 whole = Geometry(_whole(len(rows), side), maps[rows, layer], moved, resizes=False)
                 views[where] = resample(views[where], whole, side)
             rows = np.flatnonzero(geometric[:, layer])
             if len(rows):
-                where = torch.from_numpy(rows).to(views.device)
-                shown = inside(torch.from_numpy(maps[rows, layer]).to(views.device), side)
+                where = on_device(rows, views.device)
+                shown = inside(on_device(maps[rows, layer], views.device), side)
                 views[where] = torch.where(shown.unsqueeze(1), views[where], fill)
         return views
 
@@ -228,9 +237,11 @@ class RandomView:
         if not len(rows):
             return views
         device = views.device
-        noise_source = torch.Generator(device).manual_seed(plan.noise_seed)
-        noise = torch.randn((len(rows), *views.shape[1:]), generator=noise_source, device=device)
-        where = torch.from_numpy(rows).to(device)
+        noise = torch.empty((len(rows), *views.shape[1:]), device=device)
+        ends = np.searchsorted(rows, np.cumsum([num_images for _, num_images in plan.noise]))
+        for (seed, _), start, end in zip(plan.noise, [0, *ends], ends, strict=False):
+            noise[start:end].normal_(generator=torch.Generator(device).manual_seed(seed))
+        where = on_device(rows, device)
         mask = _rectangles(plan.erased[rows], self.img_size, device)
         views[where] = torch.where(mask, noise, views[where])
         return views
@@ -244,7 +255,7 @@ def _padded(pixels: Tensor, crop: PaddedCrop) -> Tensor:
     for axis in (2, 3):
         size = pixels.shape[axis]
         mirrored = np.pad(np.arange(size), crop.padding, mode="reflect")
-        pixels = pixels.index_select(axis, torch.from_numpy(mirrored).to(pixels.device))
+        pixels = pixels.index_select(axis, on_device(mirrored, pixels.device))
     return pixels
 
 
@@ -254,7 +265,7 @@ def _whole(num_images: int, side: int) -> Boxes:
 
 def _rectangles(boxes: Boxes, side: int, device: torch.device) -> Tensor:
     """Masks `(B, 1, S, S)` bool of rectangles `(B, 4)`."""
-    top, left, height, width = torch.from_numpy(boxes).to(device).view(-1, 4, 1, 1, 1).unbind(1)
+    top, left, height, width = on_device(boxes, device).view(-1, 4, 1, 1, 1).unbind(1)
     steps = torch.arange(side, device=device)
     down, across = steps.view(side, 1), steps.view(1, side)
     return (down >= top) & (down < top + height) & (across >= left) & (across < left + width)

@@ -43,6 +43,7 @@ class Progress:
         epoch: epochs finished.
         step: optimiser steps of the next epoch that are done already (a run stopped by a signal).
         sums: what those steps add to the figures of its row.
+        seconds: how long they took.
         best_score: validation score of the selected weights; None before there are any.
         history: one row an epoch, as in results.csv.
     """
@@ -50,8 +51,14 @@ class Progress:
     epoch: int = 0
     step: int = 0
     sums: list[float] = field(default_factory=list)
+    seconds: float = 0.0
     best_score: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    def finish_epoch(self, row: dict[str, Any]) -> None:
+        """Add the row of the epoch that is done."""
+        self.history.append(row)
+        self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, [], 0.0
 
 
 class RunFolder:
@@ -86,6 +93,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for name in (RESUME, RESULTS, *WEIGHTS):
             (self.path / name).unlink(missing_ok=True)
+        for figures in (*self.path.glob("metrics-*.json"), *self.path.glob("per_class-*.csv")):
+            figures.unlink()  # of weights that are gone
         shutil.rmtree(self.path / CURVES, ignore_errors=True)
         write_json(self.path / RECIPE, _plain(recipe))
 

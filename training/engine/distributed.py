@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from inspect import signature
 from typing import Any, Literal
 
@@ -41,9 +42,11 @@ class World:
         if self.device.type != "cuda":
             return
         if deterministic:
-            # cuBLAS reads it when it is first used.
+            # cuBLAS and the compiler read these when they are first used.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+            os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
+        # Only warned, attention would stay as it is.
+        torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = not deterministic
 
     def barrier(self) -> None:
@@ -78,6 +81,16 @@ class World:
             values = values.clone()
             distributed.all_reduce(values)
         return values
+
+    def agree(self, position: list[int]) -> None:
+        """Make sure that all processes resume from the same place.
+
+        Raises:
+            UsageError: they do not, as the run folder is not one they share.
+        """
+        mine = torch.tensor(position, dtype=torch.float64, device=self.device)
+        if bool((self.total(mine) != self.size * mine).any()):
+            raise UsageError("processes resume from different epochs; --output must be shared")
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is up in any process."""
@@ -141,11 +154,12 @@ def join_world(device_name: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World(device)
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield World(device, distributed.get_rank(), distributed.get_world_size())
-    finally:
-        distributed.destroy_process_group()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # The first process validates and decodes while the others wait.
+    distributed.init_process_group(backend, timeout=timedelta(hours=1))
+    yield World(device, distributed.get_rank(), distributed.get_world_size())
+    # Not after an error: the others may wait in a collective, and torchrun ends them.
+    distributed.destroy_process_group()
 
 
 def speaks() -> bool:

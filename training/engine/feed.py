@@ -7,6 +7,7 @@ processes, with prefetching and pinned memory; the rest of the view is made on t
 Legend: `B` images of a micro-batch, `S` image side, `N` training images.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from deitlt.errors import DeitLTError
 from deitlt.labelled import LabelledImages
 from deitlt.longtail import IntArray
 from deitlt.preprocess import decode_file
+from training.augmentation.operations import on_device
 from training.augmentation.views import Plan, RandomView
 from training.config import Sampling
 from training.engine.distributed import World, speaks
@@ -144,12 +146,17 @@ class Feed:
             epoch_order(self.sampling, self.images.labels, self.seed, epoch, draw=draw)
             for draw in range(2 if self.companions else 1)
         ]
-        plan = [self.cut.of_step(step, self.num_samples) for step in range(start, self.num_steps)]
-        batches = self._batches(
-            iter([self._ticket(epoch, n, orders) for n in step] for step in plan)
-        )
-        for step in plan:
-            yield [next(batches) for _ in step]
+        numbers = [
+            self.cut.of_step(step, self.num_samples) for step in range(start, self.num_steps)
+        ]
+        tickets = ([self._ticket(epoch, number, orders) for number in step] for step in numbers)
+        if self._sources is not None:
+            for step in tickets:
+                yield self._made_on_device(step, self._sources)
+            return
+        cropped = self._loader.load(ticket for step in tickets for ticket in step)
+        for step_numbers in numbers:
+            yield [self._finished(*next(cropped)) for _ in step_numbers]
 
     def _ticket(self, epoch: int, number: int, orders: list[IntArray]) -> Ticket:
         where = slice(number * self.cut.size, (number + 1) * self.cut.size)
@@ -157,27 +164,27 @@ class Feed:
         rng = generator(self.seed, Stream.IMAGE, epoch, number)
         return Ticket(number, indices, [view.draw(rng, len(indices)) for view in self.views])
 
-    def _batches(self, steps: Iterator[list[Ticket]]) -> Iterator[MicroBatch]:
-        tickets = (ticket for step in steps for ticket in step)
-        device = self.world.device
-        if self._sources is None:
-            for ticket, crops in self._loader.load(tickets):
-                yield self._finish(
-                    ticket,
-                    [
-                        view.apply_cropped(pixels.to(device, non_blocking=True), plan)
-                        for view, pixels, plan in zip(self.views, crops, ticket.plans, strict=True)
-                    ],
-                )
-            return
-        for ticket in tickets:
-            pixels = self._sources[torch.from_numpy(ticket.indices).to(device, non_blocking=True)]
-            pairs = zip(self.views, ticket.plans, strict=True)
-            yield self._finish(ticket, [view.apply(pixels, plan) for view, plan in pairs])
+    def _made_on_device(self, tickets: list[Ticket], sources: Tensor) -> list[MicroBatch]:
+        """The micro-batches of a step, made together: a GPU is kept busy by few large kernels."""
+        indices = np.concatenate([ticket.indices for ticket in tickets])
+        where = on_device(indices, self.world.device)
+        pixels, labels = sources[where], self._labels[where]
+        sizes = [len(ticket.indices) for ticket in tickets]
+        views = [
+            view.apply(pixels, Plan.join([ticket.plans[i] for ticket in tickets])).split(sizes)
+            for i, view in enumerate(self.views)
+        ]
+        parts = zip(tickets, zip(*views, strict=True), labels.split(sizes), strict=True)
+        return [MicroBatch(list(own), mine, ticket.number) for ticket, own, mine in parts]
 
-    def _finish(self, ticket: Ticket, views: list[Tensor]) -> MicroBatch:
-        indices = torch.from_numpy(ticket.indices).to(self.world.device, non_blocking=True)
-        return MicroBatch(views, self._labels[indices], ticket.number)
+    def _finished(self, ticket: Ticket, crops: list[Tensor]) -> MicroBatch:
+        """A micro-batch whose crops come from a worker."""
+        device = self.world.device
+        views = [
+            view.apply_cropped(pixels.to(device, non_blocking=True), plan)
+            for view, pixels, plan in zip(self.views, crops, ticket.plans, strict=True)
+        ]
+        return MicroBatch(views, self._labels[on_device(ticket.indices, device)], ticket.number)
 
 
 class StreamedCrops:
@@ -187,7 +194,7 @@ class StreamedCrops:
         paths: one file an image.
         decoded: the images as the views want their sources, if they are kept in memory.
         views: random views made of each image.
-        num_workers: processes; None takes all cores beside a GPU and none on a CPU.
+        num_workers: processes; None shares all cores among the GPUs and takes none on a CPU.
         device: where training goes on.
     """
 
@@ -200,7 +207,8 @@ class StreamedCrops:
         device: torch.device,
     ) -> None:
         if num_workers is None:
-            num_workers = 0 if device.type == "cpu" else usable_cores()
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            num_workers = 0 if device.type == "cpu" else max(1, usable_cores() // processes)
         self._tickets = _TicketSampler()
         self._loader = DataLoader(
             _Crops(paths, decoded, views),
@@ -244,11 +252,13 @@ class _Crops(Dataset[tuple[Ticket, list[Tensor]] | DeitLTError]):
 
     def _crop(self, ticket: Ticket) -> tuple[Ticket, list[Tensor]]:
         crops: list[list[Pixels]] = [[] for _ in self._views]
+        pixels, last = None, -1
         for i, index in enumerate(ticket.indices):
-            if self._decoded is None:
-                pixels = self._views[0].prepare(decode_file(self._paths[index]))
-            else:
+            if self._decoded is not None:
                 pixels = self._decoded[index]
+            elif index != last or pixels is None:  # repeated views stand side by side
+                pixels = self._views[0].prepare(decode_file(self._paths[index]))
+            last = index
             for view, plan, out in zip(self._views, ticket.plans, crops, strict=True):
                 out.append(view.crop(pixels, plan, i))
         stacked = [torch.from_numpy(np.stack(c)).permute(0, 3, 1, 2).contiguous() for c in crops]

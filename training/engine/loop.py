@@ -2,8 +2,9 @@
 
 import math
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deitlt.errors import UsageError
+from deitlt.errors import DeitLTError, UsageError
 from deitlt.metrics import Report
 from training.config import Recipe
 from training.data import EvaluationImages
@@ -71,7 +72,8 @@ class Training:
     """A run from its resume point to its last epoch.
 
     Selection: the epoch with the best balanced accuracy on held-out images, the later of equals;
-    the last epoch where nothing is held out. The test set plays no part.
+    the last epoch where nothing is held out (of averaged weights, if there are any). The test set
+    plays no part.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Training:
         self.inputs_sha256, self.validation = inputs_sha256, validation
         self.save_selected = save_selected
         self.progress = run.load(learner.modules, learner.optimizers, inputs_sha256)
+        world.agree([self.progress.epoch, self.progress.step])
         if self.progress.epoch or self.progress.step:
             self._say(f"resuming {self._where()}")
 
@@ -128,8 +131,7 @@ class Training:
         with stop_request() as stop, bar, curves:
             for epoch in range(progress.epoch, recipe.epochs):
                 row = self._epoch(epoch, stop, bar)
-                progress.history.append(row)
-                progress.epoch, progress.step, progress.sums = epoch + 1, 0, []
+                progress.finish_epoch(row)
                 last = progress.epoch == recipe.epochs
                 asked = self._asked(stop, None)
                 curves.add(row)
@@ -142,25 +144,25 @@ class Training:
 
     def _epoch(self, epoch: int, stop: StopRequest, bar: ProgressBar) -> dict[str, Any]:
         learner, progress, feed = self.learner, self.progress, self.feed
-        start = time.perf_counter()
+        start = time.perf_counter() - progress.seconds
         learner.start_epoch(epoch)
         sums = torch.zeros(len(learner.figures), device=self.world.device)
         if progress.step and self.world.leads:
             sums += torch.tensor(progress.sums, device=self.world.device)
         first = progress.step
-        for step, batches in enumerate(feed.steps(epoch, first), start=first):
+        for step, batches in enumerate(self._fed(epoch, first), start=first):
             sums += learner.step(epoch, step, batches)
             if bar.due() and self.world.size == 1:
                 self._check(epoch, sums)
                 bar.show(epoch, (step + 1) / feed.num_steps)
             if self._asked(stop, step) and step + 1 < feed.num_steps:
                 progress.step, progress.sums = step + 1, self.world.total(sums).tolist()
+                progress.seconds = time.perf_counter() - start
                 self._save()
                 raise self._stopped(stop)
         means = self.world.total(sums) / feed.num_micro
         self._check(epoch, means)
         seconds = time.perf_counter() - start
-        done = (feed.num_steps - first) / feed.num_steps * feed.num_samples
         row: dict[str, Any] = {
             "epoch": epoch + 1,
             "lr": learner.optimizers[0].param_groups[0]["lr"],
@@ -170,14 +172,26 @@ class Training:
         with self.world.leading() as leading:
             if leading:
                 row |= self._validate(epoch)
-        row["images_per_s"] = round(done / seconds, 1)
+        row["images_per_s"] = round(feed.num_samples / seconds, 1)
         row["seconds"] = round(time.perf_counter() - start, 3)
         return row
+
+    def _fed(self, epoch: int, first: int) -> Iterator[list[MicroBatch]]:
+        """The steps of an epoch; a bad file is named by the process that met it, whichever."""
+        try:
+            yield from self.feed.steps(epoch, first)
+        except DeitLTError as error:
+            if not self.world.leads:
+                print(f"process {self.world.rank}: {error}", file=sys.stderr, flush=True)
+            raise
 
     def _validate(self, epoch: int) -> dict[str, Any]:
         if self.validation is None:
             if epoch + 1 == self.recipe.epochs:
                 self.save_selected(epoch + 1, "", {})
+            return {}
+        last = epoch + 1 == self.recipe.epochs
+        if not last and (epoch + 1) % self.recipe.val_epochs:
             return {}
         reports = self.validation.reports()
         scores = {head: reports[head].balanced.value or 0.0 for head in self.validation.selects}
@@ -189,9 +203,12 @@ class Training:
 
     def _check(self, epoch: int, figures: Tensor) -> None:
         if not math.isfinite(float(figures[0])):
+            kept = ""
+            if self.progress.best_score is not None:
+                kept = f"; what was selected before is kept in {self.run.path}"
             raise UsageError(
-                f"training diverged: the loss of epoch {epoch + 1} is {float(figures[0])}; what "
-                f"was selected before is kept in {self.run.path}; lower --lr and start anew"
+                f"training diverged: the loss of epoch {epoch + 1} is {float(figures[0])}{kept}; "
+                "lower --lr and start anew"
             )
 
     def _asked(self, stop: StopRequest, step: int | None) -> bool:
@@ -225,6 +242,6 @@ def _figures(reports: dict[str, Report]) -> dict[str, float | None]:
     for head, figures in reports.items():
         row[f"val_{head}_overall"] = figures.overall.value
         row[f"val_{head}_balanced"] = figures.balanced.value
-        for group in ("head", "mid", "tail"):
-            row[f"val_{head}_{group}"] = figures.groups[group].value
+        for group, accuracy in figures.groups.items():
+            row[f"val_{head}_{group}"] = accuracy.value
     return row

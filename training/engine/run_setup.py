@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from deitlt.errors import UsageError
 from deitlt.weights import Card, Kind
 from training.command_line import Command
 from training.config import Recipe
@@ -65,9 +66,13 @@ def prepare(command: Command, recipe: Recipe, world: World) -> Prepared:
     Raises:
         DeitLTError: data or folder cannot be used.
     """
+    if command.workers is not None and command.workers < 0:
+        raise UsageError(f"--workers must not be negative, not {command.workers}")
     splits = load_splits(command.data, recipe)
     if world.leads:
         print(splits.describe(), flush=True)
+        for note in recipe.notes():
+            print(f"note: {note}", flush=True)
     run = RunFolder(command.output)
     run.check(recipe, resume=command.resume, overwrite=command.overwrite)
     return Prepared(recipe, splits, run, files_sha256(splits.train), world)

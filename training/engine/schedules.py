@@ -5,6 +5,8 @@ Epochs count from 0 and may be fractional.
 
 import math
 
+from torch.optim import Optimizer
+
 from training.config import StudentRecipe, TeacherRecipe
 
 
@@ -27,3 +29,10 @@ def teacher_learning_rate(recipe: TeacherRecipe, epoch: int) -> float:
     if recipe.schedule == "cosine":
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
     return recipe.lr * recipe.decay_factor ** sum(epoch >= step for step in recipe.decay_epochs)
+
+
+def set_learning_rate(optimizers: list[Optimizer], lr: float) -> None:
+    """Give every group the same learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr

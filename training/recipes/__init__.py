@@ -5,6 +5,9 @@
 - `baselines`: what the paper compares with, and its ablations.
 - `cheaper`: ours, less work for the same purpose; never in place of the faithful ones.
 
+By default a tenth of each training class is held out to select the epoch. Published figures are of
+all training images and the last (or best test) epoch: add `--val-fraction 0` to compare with them.
+
 Derived recipes replace fields of another. The resolved fields are saved with every run.
 A run book gives the source, the published or measured figures (overall; head, mid, tail, in %), the
 accuracy on the way there, hardware and time, and the command. "Estimated" times are arithmetic over

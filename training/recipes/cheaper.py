@@ -16,7 +16,8 @@ def cifar_native() -> StudentRecipe:
     of the original; evaluation crops the same 28 central pixels.
     Expect: not yet run.
     Milestones: not known.
-    Hardware: the transformer costs the same; views and teacher cost a fiftieth.
+    Hardware: the transformer costs the same; views have a 64th of the pixels. The teacher sees the
+    28 px enlarged to its 32.
     Command: `python -m training.train_student cifar_native --data cifar10/ --imbalance-factor 100
     --teacher runs/teacher --output runs/native`
     """
@@ -82,7 +83,7 @@ def cifar_late_balance() -> StudentRecipe:
 def cifar_nano() -> StudentRecipe:
     """Nano student at CIFAR's own 32 px (64 patches of 4 px): runs on a CPU.
 
-    Source: ours; `cifar` with a hundredth of its arithmetic. Not the paper's model.
+    Source: ours; `cifar` with some two-hundredth of its arithmetic an image. Not the paper's model.
     Expect: not yet run to its end.
     Milestones: not known.
     Hardware: minutes on a GPU, some hours on two CPU cores (estimated).

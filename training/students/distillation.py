@@ -14,15 +14,15 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deitlt.student import COSINE_SCALE, DeiTLT, PlainViT
+from training.augmentation.mixing import mix
 from training.config import StudentRecipe
 from training.engine.distributed import World
 from training.engine.feed import Feed, MicroBatch
-from training.engine.schedules import student_learning_rate
+from training.engine.schedules import set_learning_rate, student_learning_rate
 from training.engine.seeding import Stream, generator, seed_global
 from training.losses import deit_lt_loss, drw_weight, head_loss, soft_dist_loss
-from training.students.optimizers import set_learning_rate, student_optimizers
+from training.students.optimizers import student_optimizers
 from training.teachers.labelling import Teacher
-from training.teachers.methods import mix
 
 
 class Distillation(nn.Module):

@@ -39,10 +39,3 @@ def student_optimizers(model: DeiTLT | PlainViT, recipe: StudentRecipe) -> list[
             )
         )
     return optimizers
-
-
-def set_learning_rate(optimizers: list[Optimizer], lr: float) -> None:
-    """Give every group the same learning rate."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr

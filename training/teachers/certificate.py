@@ -118,6 +118,11 @@ def check_teacher(card: Card, images: LabelledImages, path: Path) -> None:
             f"has learnt {theirs[at]} images of class {card.classes[at]!r}, this data has "
             f"{ours[at]}: its view of what is rare is another"
         )
+    elif not card.train_files_sha256:
+        warning = (
+            "does not say which images it was trained on; "
+            "if it saw the held-out ones, selection is biased"
+        )
     elif card.train_files_sha256 != files_sha256(images):
         warning = (
             "was trained on other images than this student will be; "
@@ -147,8 +152,7 @@ def measure_teacher(
     counts = teacher.card.train_counts
     figures = []
     for spec, scores in ((teacher.card.preprocess, teacher.model), (seen, teacher.logits)):
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode():
             batches = [scores(batch) for batch in EvaluationImages(images, spec, device)]
         figures.append(report(images.labels, torch.cat(batches).float().cpu().numpy(), counts))
     certified = None

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.teachers.methods import TeacherMethod, cut
+from training.augmentation.mixing import cut
+from training.teachers.methods import TeacherMethod
 from training.teachers.networks import Network, build_teacher, classifier_of
 
 PROJECTION = 256

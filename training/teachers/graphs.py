@@ -1,7 +1,6 @@
 """CUDA graphs for steps whose time goes into launching small kernels (SAM on small networks)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +20,13 @@ class GraphedStep:
     def __init__(self) -> None:
         self._eager = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._pool: Any = None
+        self._stale = False
         self._inputs: list[Tensor] = []
         self._output: Tensor | None = None
 
     def forget(self) -> None:
         """Capture anew at the next call."""
-        self._graph = None
+        self._stale = True
 
     def __call__(self, step: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """The output of `step(*inputs)`; shapes must be those of the calls before."""
@@ -39,13 +38,14 @@ class GraphedStep:
                 output = step(*inputs)
             torch.cuda.current_stream().wait_stream(stream)
             return output
-        if self._graph is None:
+        if self._graph is None or self._stale:
             self._inputs = [tensor.clone() for tensor in inputs]
             graph = torch.cuda.CUDAGraph()
-            # Another thread may be pinning the memory of coming batches meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # Another thread may be pinning the memory of coming batches meanwhile. The former graph
+            # lives until this one is there: gradients still lie in its memory.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._output = step(*self._inputs)
-            self._graph, self._pool = graph, graph.pool()
+            self._graph, self._stale = graph, False
         else:
             for kept, tensor in zip(self._inputs, inputs, strict=True):
                 kept.copy_(tensor)

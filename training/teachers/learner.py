@@ -5,7 +5,6 @@ Legend: `B` images of a micro-batch, `S` image side, `C` classes.
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -15,9 +14,8 @@ from torch.optim import Optimizer
 from training.config import TeacherRecipe
 from training.engine.distributed import World
 from training.engine.feed import MicroBatch
-from training.engine.schedules import teacher_learning_rate
+from training.engine.schedules import set_learning_rate, teacher_learning_rate
 from training.engine.seeding import Stream, generator, seed_global
-from training.students.optimizers import set_learning_rate
 from training.teachers.glmc import GLMCMethod
 from training.teachers.graphs import GraphedStep
 from training.teachers.methods import CrossEntropyMethod, LDAMMethod, TeacherMethod
@@ -31,11 +29,7 @@ def build_method(recipe: TeacherRecipe, counts: ArrayLike, num_classes: int) -> 
     Raises:
         CheckpointError: a network that does not exist.
     """
-    architecture: dict[str, Any] = {
-        "name": recipe.network,
-        "classifier": recipe.classifier,
-        "num_classes": num_classes,
-    }
+    architecture = recipe.architecture(num_classes)
     drw = {"drw_epoch": recipe.drw_epoch, "drw_beta": recipe.drw_beta}
     match recipe.method:
         case "ldam":
@@ -89,19 +83,23 @@ class TeacherLearner:
         ]
         self.losses = world.wrap(method)
         alone = world.size == 1 and world.device.type == "cuda"
-        self._graph = GraphedStep() if graphed and alone else None
+        whole = recipe.micro_batch_size in (None, recipe.batch_size)
+        self._graph = GraphedStep() if graphed and alone and whole else None
         self._rho = recipe.rho
+        self._constants: tuple[float, float] | None = None
 
     def start_epoch(self, epoch: int) -> None:
         """Schedules that depend on the epoch alone."""
         recipe = self.recipe
-        set_learning_rate(self.optimizers, teacher_learning_rate(recipe, epoch))
+        lr = teacher_learning_rate(recipe, epoch)
+        set_learning_rate(self.optimizers, lr)
         steps = zip((0, *recipe.rho_epochs), (recipe.rho, *recipe.rho_values), strict=True)
         self._rho = rho_at(epoch, tuple(steps))
         self.method.set_epoch(epoch, recipe.epochs)
         self.method.train()
-        if self._graph is not None:
-            self._graph.forget()  # the learning rate is a constant in it
+        if self._graph is not None and self._constants != (lr, self._rho):
+            self._graph.forget()  # these two are constants in it; all else lives in buffers
+        self._constants = (lr, self._rho)
 
     def step(self, epoch: int, step: int, batches: list[MicroBatch]) -> Tensor:
         """One SAM step over this process's micro-batches; the sum of their losses."""

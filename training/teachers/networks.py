@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet50
@@ -44,8 +45,14 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C)` cosines or logits of normalised `(B, 3, S, S)` images."""
-        scores: Tensor = self.linear(self.features(images))
+        """`(B, C)` cosines or logits of normalised `(B, 3, S, S)` images.
+
+        The classifier stays in single precision: in bfloat16 close logits tie, and a tie goes to
+        the lower index, which is the more frequent class.
+        """
+        features = self.features(images)
+        with torch.autocast(features.device.type, enabled=False):
+            scores: Tensor = self.linear(features.float())
         return scores
 
 
@@ -164,6 +171,8 @@ class TimmNetwork(Network):
     def __init__(self, name: str, num_classes: int, classifier: Classifier) -> None:
         super().__init__()
         self.body = timm.create_model(name, pretrained=False, num_classes=0)
+        if isinstance(self.body, VisionTransformer):
+            raise CheckpointError(f"timm/{name}: a teacher is a convolutional network")
         self.linear = _classifier(classifier, self.body.head_hidden_size, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
