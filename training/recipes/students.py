@@ -17,7 +17,7 @@ def digits() -> StudentRecipe:
     the groups, seeds 0 and 1) where AdamW had 91.9 and 89.9.
     Expect: the table in the README.
     Milestones: none; it is done in minutes.
-    Hardware: three minutes on two CPU cores.
+    Hardware: two and a half minutes on two CPU cores.
     Command: `python -m training.train_student digits --data runs/demo/data --teacher runs/teacher
     --output runs/student`
     """
