@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from training.augmentation.recipe_views import student_view, teacher_views
 
 from training.augmentation.crops import PaddedCrop, ResizedCrop
 from training.augmentation.policies import (
@@ -14,6 +13,7 @@ from training.augmentation.policies import (
     RandAugment,
     ThreeAugment,
 )
+from training.augmentation.recipe_views import student_view, teacher_views
 from training.config import TeacherRecipe
 from training.recipes import students, teachers
 
