@@ -111,10 +111,13 @@ def arguments_of(name: str, data: Path, teacher: Path, output: Path) -> tuple[st
 def alone(data: Path) -> Path:
     """The runs by one process."""
     folder = data.parent / "alone"
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the two: with more, sums are made in another order
     for name in RUNS:
         program, arguments = arguments_of(name, data, folder / "ldam", folder / name)
         main = {"training.train_teacher": train_teacher.main}.get(program, train_student.main)
         assert main(arguments) == 0
+    torch.set_num_threads(num_threads)
     return folder
 
 
