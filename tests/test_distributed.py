@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -86,12 +85,6 @@ OTHERS = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, class_tree: Tree) -> Path:
     """42 images, 34 of them trained on."""
@@ -131,7 +124,8 @@ def together(data: Path, alone: Path) -> Path:
     driver = data.parent / "driver.py"
     driver.write_text(DRIVER)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    # It finds a port by itself: one looked for here could be taken before it starts.
+    command += ["--standalone", "--local-addr", "127.0.0.1"]
     command += [str(driver), str(folder / "ranks"), json.dumps(jobs)]
     environment = {
         **os.environ,
