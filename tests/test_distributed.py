@@ -268,8 +268,8 @@ def test_one_process_alone_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None
     assert pick_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_a_users_mistake() -> None:
+def test_a_gpu_that_is_not_there_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == torch.device("cpu")
     with pytest.raises(UsageError, match="torch sees no CUDA GPU; use --device cpu"):
         pick_device("cuda")

@@ -13,6 +13,7 @@ Of several micro-batches each has its own `batch` and, after the optimiser's ste
 Legend: `B` images, `S` image side, `C` classes.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,7 +27,7 @@ from training.losses import drw_weight, head_loss
 from training.teachers.networks import Network, build_teacher, classifier_of
 
 
-class TeacherMethod(nn.Module):
+class TeacherMethod(nn.Module, ABC):
     """What the training program knows of a method.
 
     Attributes:
@@ -39,16 +40,17 @@ class TeacherMethod(nn.Module):
     companions: ClassVar[bool] = False
 
     @property
+    @abstractmethod
     def classifier(self) -> Network:
         """The network that is evaluated and saved as the teacher."""
-        raise NotImplementedError
 
-    def set_epoch(self, epoch: int, epochs: int) -> None:
+    def set_epoch(self, epoch: int, epochs: int) -> None:  # not all have schedules
         """Move schedules to `epoch` (from 0) of `epochs`."""
 
-    def before_step(self) -> None:
+    def before_step(self) -> None:  # not all have followers
         """Once a step, before its first `batch`: let what follows the weights follow."""
 
+    @abstractmethod
     def batch(
         self, views: list[Tensor], labels: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, ...]:
@@ -59,13 +61,12 @@ class TeacherMethod(nn.Module):
             labels: their classes `(B,)`.
             rng: of this step.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, *batch: Tensor, second_pass: bool) -> Tensor:
         """Scalar loss of what `batch` gave; called twice a step under SAM."""
-        raise NotImplementedError
 
-    def after_step(self, *batch: Tensor) -> None:
+    def after_step(self, *batch: Tensor) -> None:  # not all remember
         """Once a micro-batch, the optimiser having moved: keep what later steps need of it."""
 
 

@@ -3,6 +3,7 @@
 Legend: `B` images, `S` image side, `D` features, `C` classes.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal, get_args
 
 import timm
@@ -35,14 +36,14 @@ class CosineClassifier(nn.Module):
             return F.linear(F.normalize(features.float(), dim=1), F.normalize(self.weight, dim=1))
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """What all teacher networks are: `linear(features(images))`."""
 
     linear: nn.Module
 
+    @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """`(B, D)`, pooled, of normalised `(B, 3, S, S)` images."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C)` cosines or logits of normalised `(B, 3, S, S)` images.
