@@ -2,12 +2,16 @@
 
 ```
 bundle/
-  bundle.json     what this is: classes, counts, groups, preprocessing, hashes, figures
+  bundle.json     what this is: classes, counts, groups, preprocessing, hashes, and of each
+                  artefact its format, parity with torch and accuracy
   model.onnx      uint8 (B, H, W, 3) -> logits, cls_logits, distillation_logits, each (B, C)
   golden.npz      a few real images with the logits torch gives for them
   metrics.json    accuracy per head and group;  per_class.csv  accuracy per class
   README.md       model card
 ```
+
+Beside model.onnx, the artefact `float32`, there may be variants: model.fp16.onnx, model.int8.onnx
+and others, see `export.variants`.
 """
 
 import json
@@ -19,16 +23,39 @@ from pathlib import Path
 from typing import Any
 
 from deitlt.errors import BundleError
-from deitlt.files import file_sha256, json_text, new_folder, write_json
+from deitlt.files import file_sha256, json_text, new_folder, restore_stranded, write_json
 from deitlt.longtail import Groups, all_groups
 from deitlt.preprocess import PreprocessSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "bundle.json"
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
+# Raw pixels go in; a graph that takes normalised ones names its input as Hugging Face does.
 INPUT = "images"
+NORMALISED_INPUT = "pixel_values"
 OUTPUTS = ("logits", "cls_logits", "distillation_logits")
+# The artefact that every bundle has.
+FLOAT32 = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """One form of the model in a bundle.
+
+    Attributes:
+        variant: its name, such as float32 or int8.
+        path: the file to load.
+        format: what loads it: onnx, torchscript or pt2.
+        precision: float32, float16 or int8.
+        max_abs_diff: largest difference to torch of any logit, seen when it was exported.
+    """
+
+    variant: str
+    path: Path
+    format: str
+    precision: str
+    max_abs_diff: float
 
 
 @dataclass(frozen=True)
@@ -54,9 +81,29 @@ class Bundle:
     manifest: dict[str, Any]
 
     @property
-    def model_path(self) -> Path:
-        """The ONNX graph."""
-        return self.path / MODEL
+    def variants(self) -> list[str]:
+        """Names of the artefacts, float32 first."""
+        return list(self.manifest["artefacts"])
+
+    def artefact(self, variant: str = FLOAT32) -> Artefact:
+        """One form of the model.
+
+        Raises:
+            BundleError: the bundle has none of this name.
+        """
+        entry = self.manifest["artefacts"].get(variant)
+        if entry is None:
+            raise BundleError(
+                f"{self.path}: has no variant {variant!r}, only {', '.join(self.variants)}; "
+                f"export it with --variants {variant}"
+            )
+        return Artefact(
+            variant,
+            self.path / entry["file"],
+            entry["format"],
+            entry["precision"],
+            entry["parity"]["max_abs_diff"],
+        )
 
     def groups(self) -> Groups:
         """Class indices of head / mid / tail and many / medium / few."""
@@ -70,12 +117,18 @@ class Bundle:
             f"{max(self.train_counts)} training images each; {self.preprocess.img_size} px input",
         ]
         for name, entry in self.manifest["files"].items():
-            lines.append(f"  {name:<14} {entry['bytes']:>12,} bytes  sha256 {entry['sha256']}")
-        parity = self.manifest["parity"]
-        lines.append(
-            f"  against torch on {parity['num_images']} images: max |logit difference| "
-            f"{parity['max_abs_diff']:.1e}, same top-1 {parity['same_top1']}"
-        )
+            lines.append(f"  {name:<18} {entry['bytes']:>12,} bytes  sha256 {entry['sha256']}")
+        for variant, entry in self.manifest["artefacts"].items():
+            parity, accuracy = entry["parity"], entry["accuracy"]
+            shares = [accuracy["overall"], *(accuracy[g] for g in ("head", "mid", "tail"))]
+            figures = " / ".join("-" if s is None else f"{100 * s:.1f}" for s in shares)
+            lines.append(
+                f"  {variant:<12} {entry['file']}: overall / head / mid / tail {figures} %; "
+                f"against torch on {parity['num_images']} images max |logit difference| "
+                f"{parity['max_abs_diff']:.1e}, same top-1 {100 * parity['same_top1']:.1f} %"
+            )
+        for variant, reason in self.manifest["refused"].items():
+            lines.append(f"  {variant:<12} refused at export: {reason}")
         return "\n".join(lines)
 
 
@@ -144,8 +197,12 @@ def write_bundle(
     with new_folder(root, overwrite=overwrite) as folder:
         manifest = fill(folder)
         entries = {
-            file.name: {"sha256": file_sha256(file), "bytes": file.stat().st_size}
-            for file in sorted(folder.iterdir())
+            file.relative_to(folder).as_posix(): {
+                "sha256": file_sha256(file),
+                "bytes": file.stat().st_size,
+            }
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
         }
         complete = {"schema_version": SCHEMA_VERSION, **manifest, "files": entries}
         write_json(folder / MANIFEST, {**complete, "sha256": _manifest_hash(complete)})
@@ -158,6 +215,7 @@ def check_free(root: Path, *, overwrite: bool) -> None:
     Raises:
         BundleError: `root` is a file, holds a bundle and `overwrite` is off, or holds other files.
     """
+    restore_stranded(root)  # else a bundle would turn up here only after all the work
     if not root.exists():
         return
     if not root.is_dir():

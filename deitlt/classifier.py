@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitlt.bundle import Bundle, default_bundle, open_bundle
+from deitlt.bundle import FLOAT32, Bundle, default_bundle, open_bundle
 from deitlt.errors import DecodeFailed, ImageError, UsageError
 from deitlt.metrics import softmax
 from deitlt.preprocess import MAX_PIXELS, Pixels, decode, resize_crop, to_rgb
-from deitlt.runtimes import Device, Logits, OnnxRuntime, Runtime
+from deitlt.runtimes import Device, Logits, Runtime, open_runtime
 
 ImageLike = bytes | str | Path | Image.Image | NDArray[Any]
 
@@ -146,15 +146,21 @@ class Classifier:
     def predict_pixels(self, pixels: Pixels, options: Options = Options()) -> list[Prediction]:
         """Predictions for preprocessed `(B, S, S, 3)` uint8 pixels."""
         outputs = self.runtime.run(pixels)
+        if options.blend == 0.5 and not options.experts:
+            averages = self._scores(outputs.logits, options.top_k)
+            return [self._prediction(top, None) for top in averages]
+        cls_logits, dist_logits = outputs.cls_logits, outputs.distillation_logits
+        if cls_logits is None or dist_logits is None:
+            raise UsageError("this graph gives the average alone; experts and blend need another")
         logits = outputs.logits
         if options.blend != 0.5:
             weight = np.float32(options.blend)
-            logits = weight * outputs.cls_logits + (1 - weight) * outputs.distillation_logits
+            logits = weight * cls_logits + (1 - weight) * dist_logits
         averages = self._scores(logits, options.top_k)
         if not options.experts:
             return [self._prediction(top, None) for top in averages]
-        cls = self._scores(outputs.cls_logits, options.top_k)
-        dist = self._scores(outputs.distillation_logits, options.top_k)
+        cls = self._scores(cls_logits, options.top_k)
+        dist = self._scores(dist_logits, options.top_k)
         return [
             self._prediction(top, Experts(c, d, agree=c[0].index == d[0].index))
             for top, c, d in zip(averages, cls, dist, strict=True)
@@ -199,6 +205,7 @@ class Classifier:
 def load(
     model: str | Path | None = None,
     *,
+    variant: str = FLOAT32,
     device: Device = "auto",
     num_threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -207,14 +214,15 @@ def load(
 
     Args:
         model: bundle folder; None takes the one that comes with the package.
+        variant: which form of the model, such as `int8` where the bundle has it.
         device: `auto`, `cpu` or `cuda`; `cuda` fails rather than fall back.
         num_threads: threads inside one model call; None means all cores.
         max_pixels: images with more pixels are refused.
 
     Raises:
-        BundleError: the bundle is missing, damaged or changed.
+        BundleError: the bundle is missing, damaged or changed, or has no such variant.
         RuntimeUnavailable: no runtime, or the device cannot be had.
     """
     bundle = open_bundle(model if model is not None else default_bundle())
-    runtime = OnnxRuntime(bundle.model_path, device=device, num_threads=num_threads)
+    runtime = open_runtime(bundle, variant, device=device, num_threads=num_threads)
     return Classifier(bundle, runtime, max_pixels=max_pixels)

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from deitlt import __version__
 from deitlt.batch import check_output, find_sources, predict_iter, write_csv
-from deitlt.bundle import default_bundle, open_bundle
+from deitlt.bundle import FLOAT32, default_bundle, open_bundle
 from deitlt.classifier import Options, load
 from deitlt.engine import Engine
-from deitlt.errors import DeitLTError
+from deitlt.errors import DeitLTError, RuntimeUnavailable
 from deitlt.golden import check_golden
 
 OK, WRONG_USE, SOME_FAILED = 0, 2, 3
@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        0 if all went well, 2 for wrong use, 3 if some images could not be classified, 130 after
+        0 if all went well, 2 for wrong use, 3 if some images could not be classified or
+        some artefacts not be checked, 130 after
         Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
@@ -71,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--model", type=Path, default=None, help="bundle folder; default: the packaged digits"
     )
+    predict.add_argument(
+        "--variant", default=FLOAT32, help="form of the model, as deitlt inspect lists them"
+    )
     predict.add_argument("--topk", type=int, default=1, help="classes listed an image (default 1)")
     predict.add_argument(
         "--experts", action="store_true", help="add what CLS and DIST say on their own"
@@ -92,8 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="say what is in a bundle")
     inspect.add_argument("model", type=Path, nargs="?", default=None, help="bundle folder")
     inspect.add_argument(
-        "--verify", action="store_true", help="run the golden images and compare with torch"
+        "--verify",
+        action="store_true",
+        help="run the golden images through every artefact and compare with torch",
     )
+    inspect.add_argument("--variant", default=None, help="verify this artefact alone")
+    inspect.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu")
     inspect.set_defaults(run=_inspect, when_interrupted="nothing was written")
     return parser
 
@@ -104,7 +112,9 @@ def _predict(arguments: argparse.Namespace) -> int:
     options = Options(arguments.topk, arguments.experts, arguments.blend)
     check_output(arguments.output, overwrite=arguments.overwrite)
     sources = find_sources(arguments.inputs)
-    classifier = load(arguments.model, device=arguments.device, num_threads=1)
+    classifier = load(
+        arguments.model, variant=arguments.variant, device=arguments.device, num_threads=1
+    )
     start = time.perf_counter()
     with Engine(classifier, num_workers=arguments.workers) as engine:
         results = tqdm(
@@ -133,9 +143,18 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(arguments.model or default_bundle())
     print(bundle.describe())
-    if arguments.verify:
-        print(check_golden(bundle))
-    return OK
+    if not arguments.verify:
+        return OK
+    code = OK
+    for variant in [arguments.variant] if arguments.variant else bundle.variants:
+        try:
+            print(check_golden(bundle, variant, device=arguments.device))
+        except RuntimeUnavailable as error:
+            if arguments.variant:
+                raise
+            print(f"deitlt: {variant}: not checked: {error}", file=sys.stderr)
+            code = SOME_FAILED
+    return code
 
 
 if __name__ == "__main__":

@@ -43,16 +43,18 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, and vanishes when it fails.
 
     A former `path` is replaced only then, and only with `overwrite`; the caller has checked that it
-    may be. Two renames, so a kill between them leaves the old folder under `.<name>.old`.
+    may be. Two renames, so a kill between them leaves the old folder under `.<name>.old`; the next
+    call puts it back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    restore_stranded(path)
+    old = _former(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     temporary.chmod(0o755)
     try:
         yield temporary
-        for file in [*temporary.iterdir(), temporary]:
+        for file in [*temporary.rglob("*"), temporary]:
             _sync(file)
-        old = path.with_name(f".{path.name}.old")
         if overwrite and path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
@@ -65,6 +67,12 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def restore_stranded(path: Path) -> None:
+    """Put back a folder that a killed `new_folder` had moved aside and not yet replaced."""
+    if _former(path).exists() and not path.exists():
+        _former(path).rename(path)
+
+
 def file_sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     digest = sha256()
@@ -72,6 +80,10 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _former(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

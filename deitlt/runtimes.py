@@ -11,20 +11,27 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deitlt.bundle import INPUT, OUTPUTS
+from deitlt.bundle import FLOAT32, NORMALISED_INPUT, Bundle
 from deitlt.errors import RuntimeUnavailable
-from deitlt.preprocess import Pixels
+from deitlt.preprocess import Pixels, PreprocessSpec, normalise
 
 Logits = NDArray[np.float32]
 Device = Literal["auto", "cpu", "cuda"]
 
 
 class Outputs(NamedTuple):
-    """Scores of both experts and their mean, each `(B, C)` float32."""
+    """The mean of both experts and each of them, `(B, C)` float32; the field names are the graph's.
+
+    A graph exported without its experts gives the mean alone.
+    """
 
     logits: Logits
-    cls_logits: Logits
-    distillation_logits: Logits
+    cls_logits: Logits | None = None
+    distillation_logits: Logits | None = None
+
+    def heads(self) -> dict[str, Logits]:
+        """The scores that are there, by name."""
+        return {name: logits for name, logits in self._asdict().items() if logits is not None}
 
 
 class Runtime(Protocol):
@@ -40,11 +47,49 @@ class Runtime(Protocol):
         ...
 
 
+def open_runtime(
+    bundle: Bundle,
+    variant: str = FLOAT32,
+    *,
+    device: Device = "auto",
+    num_threads: int | None = None,
+) -> Runtime:
+    """What runs one form of a bundle's model.
+
+    Args:
+        bundle: the bundle.
+        variant: name of the artefact.
+        device: `auto`, `cpu` or `cuda`; `cuda` fails rather than fall back.
+        num_threads: threads inside one call; None means all cores. PyTorch's are the process's.
+
+    Raises:
+        BundleError: the bundle has no such variant.
+        RuntimeUnavailable: its runtime is not installed, or the device cannot be had.
+    """
+    artefact = bundle.artefact(variant)
+    if artefact.format == "onnx":
+        return OnnxRuntime(
+            artefact.path, device=device, num_threads=num_threads, preprocess=bundle.preprocess
+        )
+    try:
+        from deitlt.torch_runtime import TorchRuntime  # the one runtime that needs torch
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            f"{artefact.path}: PyTorch is not installed; use another variant of the bundle"
+        ) from error
+    return TorchRuntime(artefact, device=device, num_threads=num_threads)
+
+
 class OnnxRuntime:
     """ONNX Runtime on CPU or CUDA."""
 
     def __init__(
-        self, model: str | Path, *, device: Device = "auto", num_threads: int | None = None
+        self,
+        model: str | Path,
+        *,
+        device: Device = "auto",
+        num_threads: int | None = None,
+        preprocess: PreprocessSpec | None = None,
     ) -> None:
         """Load a graph.
 
@@ -53,6 +98,7 @@ class OnnxRuntime:
             device: `cpu`; `cuda`, which refuses to start where it would fall back to the CPU; or
                 `auto`, which takes CUDA where there is a GPU.
             num_threads: threads inside one call; None leaves it to ONNX Runtime (all cores).
+            preprocess: mean and standard deviation, for a graph that takes normalised images.
 
         Raises:
             RuntimeUnavailable: no onnxruntime, two of them, or the device cannot be had.
@@ -90,6 +136,9 @@ class OnnxRuntime:
                 f"{providers[0]} was asked for but {self._provider} came; "
                 "check the CUDA and cuDNN libraries, or use --device cpu"
             )
+        self._input: str = self._session.get_inputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._preprocess = preprocess if self._input == NORMALISED_INPUT else None
 
     @property
     def provider(self) -> str:
@@ -98,8 +147,9 @@ class OnnxRuntime:
 
     def run(self, pixels: Pixels) -> Outputs:
         """Logits of `(B, S, S, 3)` uint8 pixels."""
-        results: list[Any] = self._session.run(list(OUTPUTS), {INPUT: pixels})
-        return Outputs(*results)
+        images: Any = normalise(pixels, self._preprocess) if self._preprocess else pixels
+        results = self._session.run(self._outputs, {self._input: images})
+        return Outputs(**dict(zip(self._outputs, results, strict=True)))
 
 
 def count_gpus() -> int:

@@ -184,4 +184,11 @@ def load_transformer(path: str | Path) -> tuple[DeiTLT | PlainViT, Card]:
         model.load_state_dict(tensors)
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: its tensors do not fit its own card") from error
+    named, answered = len(card.classes), model.config.num_classes
+    if named != answered:
+        raise CheckpointError(f"{path}: names {named} classes and its head has {answered}")
+    if len(card.train_counts) != named:
+        raise CheckpointError(
+            f"{path}: names {named} classes and counts the images of {len(card.train_counts)}"
+        )
     return model.eval(), card

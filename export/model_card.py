@@ -3,21 +3,21 @@
 from typing import Any
 
 from deitlt.metrics import Report, format_table
-from export.parity import Parity
+from export.gate import Gate
 
 # Below this many images a class's accuracy has an interval too wide to claim anything.
 MIN_TEST_IMAGES = 5
 
 
 def model_card(
-    manifest: dict[str, Any], reports: dict[str, Report], parity: Parity, source: str
+    manifest: dict[str, Any], reports: dict[str, Report], gates: dict[str, Gate], source: str
 ) -> str:
     """Markdown with a Hugging Face header.
 
     Args:
         manifest: fields of bundle.json known before the files are written.
         reports: figures of the heads `average`, `cls` and `dist` on the verification images.
-        parity: how close the graph is to torch.
+        gates: what the accuracy gate found of each variant it judged.
         source: what the figures were taken on, for people.
     """
     counts, classes = manifest["train_counts"], manifest["classes"]
@@ -50,9 +50,13 @@ def model_card(
         ", ".join(f"{name}: {count}" for name, count in zip(classes, counts, strict=True)),
         "",
         "## Checks",
-        f"ONNX against torch on {parity.num_images} real images, batch sizes "
-        f"{', '.join(map(str, parity.batch_sizes))}: max |logit difference| "
-        f"{parity.max_abs_diff:.1e}, same top-1 {100 * parity.same_top1:.1f} %.",
+        "Every artefact was run on these images through the preprocessing of deployment and "
+        "compared with torch:",
+        "",
+        "| Artefact | File | Largest logit difference | Same top-1, % | Overall, % |",
+        "|---|---|---|---|---|",
+        *(_check_row(name, entry) for name, entry in manifest["artefacts"].items()),
+        *(_gate_section(gate) for gate in gates.values()),
         "",
         "## Known limits",
         "Answers one of its classes for any picture, also for one of none of them.",
@@ -63,3 +67,16 @@ def model_card(
             f"verify on; nothing can be claimed for them: {', '.join(weak[:20])}."
         )
     return "\n".join(lines) + "\n"
+
+
+def _check_row(name: str, entry: dict[str, Any]) -> str:
+    parity = entry["parity"]
+    return (
+        f"| {name} | {entry['file']} | {parity['max_abs_diff']:.1e} | "
+        f"{100 * parity['same_top1']:.2f} | {100 * entry['accuracy']['overall']:.2f} |"
+    )
+
+
+def _gate_section(gate: Gate) -> str:
+    verdict = "Not in this bundle" if gate.refusal() else "Passed"
+    return f"\n{verdict}: {gate.refusal() or gate.name}\n```\n{gate.table()}\n```"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast, get_args
 
-from deitlt.bundle import default_bundle
+from deitlt.bundle import FLOAT32, default_bundle
 from deitlt.engine import usable_cores
 from deitlt.errors import UsageError
 from deitlt.preprocess import MAX_PIXELS
@@ -28,6 +28,9 @@ class Settings:
 
     model: Path
     """`DEITLT_MODEL`: the bundle folder; default: the digits bundle that comes with the package."""
+
+    variant: str
+    """`DEITLT_VARIANT`: which form of the model: `float32` (default), `int8` or another it has."""
 
     device: Device
     """`DEITLT_DEVICE`: `auto` (default), `cpu`, or `cuda`, which refuses to start without a GPU."""
@@ -60,6 +63,7 @@ class Settings:
         model = environ.get("DEITLT_MODEL")
         return cls(
             model=Path(model) if model else default_bundle(),
+            variant=environ.get("DEITLT_VARIANT") or FLOAT32,
             device=_device(environ, "DEITLT_DEVICE"),
             num_workers=_number(environ, "DEITLT_WORKERS", usable_cores(), 1, 1024),
             queue_size=_number(environ, "DEITLT_QUEUE_SIZE", 64, 0, 100_000),

@@ -24,11 +24,15 @@ def start_engine(settings: Settings) -> Engine:
     """An engine that has classified one image, so that no caller waits for a first run.
 
     Raises:
-        BundleError: the bundle is missing, damaged or changed.
+        BundleError: the bundle is missing, damaged or changed, or has no such variant.
         RuntimeUnavailable: the device cannot be had.
     """
     classifier = load(
-        settings.model, device=settings.device, num_threads=1, max_pixels=settings.max_pixels
+        settings.model,
+        variant=settings.variant,
+        device=settings.device,
+        num_threads=1,
+        max_pixels=settings.max_pixels,
     )
     engine = Engine(classifier, num_workers=settings.num_workers, queue_size=settings.queue_size)
     picture = BytesIO()

@@ -16,7 +16,7 @@ from deitlt.classifier import Classifier, load
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
-pytest.register_assert_rewrite("tests.service_support")
+pytest.register_assert_rewrite("tests.export_support", "tests.service_support")
 
 
 @pytest.fixture
@@ -74,6 +74,35 @@ def class_tree(png: Callable[[int], bytes]) -> Callable[[Path, Mapping[str, int]
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits as PNG files, 1,300 to train on and 440 to test on."""
+    from training.digits import write_digits
+
+    folder = tmp_path_factory.mktemp("digits") / "digits"
+    write_digits(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fitted_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a student that reads the digits."""
+    from tests.export_support import fitted_student, save_student  # loads torch
+
+    return save_student(tmp_path_factory.mktemp("fitted") / "run", *fitted_student(digits))
+
+
+@pytest.fixture(scope="session")
+def whole_bundle(fitted_run: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of that student with every variant in it; tests must not change it."""
+    from export.variants import OPTIONAL
+    from tests.export_support import export
+
+    bundle = tmp_path_factory.mktemp("whole") / "digits-bundle"
+    assert export(fitted_run, bundle, digits, "--variants", *OPTIONAL) == 0
+    return bundle
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,20 @@ import pytest
 from PIL import Image
 
 import deitlt
+from deitlt.bundle import OUTPUTS
 from deitlt.classifier import MAX_BATCH, Classifier, ImageLike, Options, Prediction
 from deitlt.errors import DecodeFailed, ImageError, ImageTooLarge, OpenFailed, UsageError
 from deitlt.preprocess import load_pixels
-from deitlt.runtimes import Outputs
+from deitlt.runtimes import Logits, Outputs
 
 Png = Callable[[int], bytes]
 Pixels = Callable[..., Image.Image]
 
 
-def raw_outputs(classifier: Classifier, data: bytes) -> Outputs:
-    """What the graph says of one image, without the classifier."""
-    return classifier.runtime.run(load_pixels(data, classifier.bundle.preprocess)[None])
+def raw_outputs(classifier: Classifier, data: bytes) -> dict[str, Logits]:
+    """What the graph says of one image, without the classifier, by output."""
+    pixels = load_pixels(data, classifier.bundle.preprocess)[None]
+    return classifier.runtime.run(pixels).heads()
 
 
 def probabilities(logits: np.ndarray) -> list[float]:
@@ -54,7 +56,7 @@ def test_all_classes_are_listed_best_first_and_sum_to_one(classifier: Classifier
         best.index,
         best.probability,
     )
-    expected = probabilities(raw_outputs(classifier, png(0)).logits)
+    expected = probabilities(raw_outputs(classifier, png(0))["logits"])
     np.testing.assert_allclose(of_class(prediction), expected, atol=1e-6)
 
 
@@ -95,13 +97,14 @@ def test_experts_speak_for_themselves(classifier: Classifier, png: Png) -> None:
         assert prediction.experts is not None
         experts = prediction.experts
         for scores, logits in (
-            (experts.cls, outputs.cls_logits),
-            (experts.dist, outputs.distillation_logits),
+            (experts.cls, outputs["cls_logits"]),
+            (experts.dist, outputs["distillation_logits"]),
         ):
             found = [s.probability for s in sorted(scores, key=lambda s: s.index)]
             np.testing.assert_allclose(found, probabilities(logits), atol=1e-6)
             assert scores[0].index == logits.argmax()
-        assert experts.agree == (outputs[1].argmax() == outputs[2].argmax())
+        cls_best, dist_best = (outputs[name].argmax() for name in OUTPUTS[1:])
+        assert experts.agree == (cls_best == dist_best)
     assert classifier.predict([png(0)])[0].experts is None
 
 
@@ -109,7 +112,7 @@ def test_experts_speak_for_themselves(classifier: Classifier, png: Png) -> None:
 def test_blend_weighs_cls_against_dist(blend: float, classifier: Classifier, png: Png) -> None:
     prediction = classifier.predict([png(2)], top_k=10, experts=True, blend=blend)[0]
     outputs = raw_outputs(classifier, png(2))
-    mixed = blend * outputs.cls_logits + (1 - blend) * outputs.distillation_logits
+    mixed = blend * outputs["cls_logits"] + (1 - blend) * outputs["distillation_logits"]
     np.testing.assert_allclose(of_class(prediction), probabilities(mixed), atol=1e-6)
     assert prediction.experts is not None
     if blend in (0, 1):

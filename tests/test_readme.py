@@ -65,6 +65,8 @@ def test_every_command_is_tested_here() -> None:
         "python -m training.reproduce",
         "python -m training.benchmark",
         "python -m export.to_bundle",
+        "python -m export.to_triton",
+        "python -m export.benchmark",
         "python -m export.import_checkpoint",
         "torchrun",
         "deitlt",
@@ -89,9 +91,17 @@ def test_your_own_data_from_training_to_predictions(
     assert run("training.train_student", *STUDENT) == 0
     assert run("training.evaluate") == 0
     assert run("export.to_bundle") == 0
-    (predict,) = commands("deitlt predict")
+    predict, predict_int8 = commands("deitlt predict")
     assert import_module("deitlt.cli").main(predict[1:]) == 0
     assert len((home / "predictions.csv").read_text().splitlines()) == 1 + 3
+    # Eight images cannot show that nothing was lost, so the gate is asked for nothing.
+    assert run("export.to_bundle", "--max-loss", "100", "--max-group-loss", "100", which=1) == 0
+    (inspect,) = commands("deitlt inspect")
+    assert import_module("deitlt.cli").main(inspect[1:]) == 0
+    assert import_module("deitlt.cli").main(predict_int8[1:]) == 0
+    assert run("export.to_triton") == 0
+    assert (home / "repository" / "quick" / "config.pbtxt").is_file()
+    assert run("export.benchmark.__main__", "--quick", "--rows", "plain", "float32", "int8") == 0
 
 
 def test_the_papers_sets(
@@ -115,7 +125,7 @@ def test_the_papers_sets(
 
 def run(program: str, *more: str, which: int = 0) -> Any:
     """Exit status of a command of the README, in this process, with more arguments."""
-    words = commands(f"python -m {program}")[which]
+    words = commands(f"python -m {program.removesuffix('.__main__')}")[which]
     return import_module(program).main([*words[3:], *more])
 
 

@@ -1,0 +1,65 @@
+"""TorchScript and `torch.export` artefacts as a runtime. Needs torch; nothing else in serving does.
+
+Legend: `B` images, `S` image side.
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from deitlt.bundle import Artefact
+from deitlt.errors import RuntimeUnavailable
+from deitlt.preprocess import Pixels
+from deitlt.runtimes import Device, Outputs
+
+
+class TorchRuntime:
+    """PyTorch on CPU or CUDA."""
+
+    def __init__(
+        self, artefact: Artefact, *, device: Device = "auto", num_threads: int | None = None
+    ) -> None:
+        """Load an artefact of format torchscript or pt2.
+
+        Args:
+            artefact: what to load.
+            device: `auto` takes CUDA where there is a GPU; `cuda` fails without one.
+            num_threads: threads inside one call, for this whole process; None leaves them.
+
+        Raises:
+            RuntimeUnavailable: the device cannot be had, or this PyTorch cannot read the file.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RuntimeUnavailable("PyTorch sees no CUDA device here; use --device cpu")
+        wanted = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        self._device = torch.device(wanted)
+        try:
+            self._module = _load(artefact.path, artefact.format, self._device)
+        except Exception as error:  # damaged archives raise errors of zip, pickle, JSON and C++
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise RuntimeUnavailable(f"{artefact.path}: PyTorch cannot load it ({line})") from error
+
+    @property
+    def provider(self) -> str:
+        """`PyTorch cpu` or `PyTorch cuda`."""
+        return f"PyTorch {self._device.type}"
+
+    @torch.inference_mode()
+    def run(self, pixels: Pixels) -> Outputs:
+        """Logits of `(B, S, S, 3)` uint8 pixels."""
+        results = self._module(torch.from_numpy(pixels).to(self._device))
+        return Outputs(*(logits.cpu().numpy() for logits in results))
+
+
+def _load(path: Path, kind: str, device: torch.device) -> torch.nn.Module:
+    if kind == "torchscript":
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # PyTorch calls the format legacy; whoever chose it knows
+            script: torch.nn.Module = torch.jit.load(str(path), map_location=device)
+        return script
+    return torch.export.load(path).module().to(device)

@@ -1,0 +1,1 @@
+"""`python -m export.benchmark`: how fast the exported forms run, beside named baselines."""

@@ -1,0 +1,189 @@
+"""The accuracy gate: is a reduced-precision variant (int8, fp16) still as accurate as torch?
+
+Legend: `N` images, `C` classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import ceil, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deitlt.errors import UsageError
+from deitlt.longtail import IntArray, all_groups, class_counts
+from deitlt.metrics import Z_95, Interval
+
+MAX_LOSS_POINTS = 0.3
+MAX_GROUP_LOSS_POINTS = 0.5
+# A loss of exactly the limit passes, whichever way its last bit was rounded.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A variant against torch on the same images, overall or in one group; shares in [0, 1].
+
+    Attributes:
+        torch: accuracy of torch.
+        variant: accuracy of the variant.
+        difference: variant minus torch.
+        interval: 95 % interval of the difference, see `paired_interval`.
+        limit: largest loss allowed.
+        num_images: images compared.
+        effective_images: images of equal weight that would tell as much (Kish 1965); fewer than
+            `num_images` where classes differ in size, as an image of a small one weighs more.
+        enough: an effective image weighs no more than the limit. If not, only a loss that is
+            certain is refused: one whose whole interval lies beyond the limit.
+    """
+
+    torch: float
+    variant: float
+    difference: float
+    interval: Interval
+    limit: float
+    num_images: int
+    effective_images: float
+    enough: bool
+
+    @property
+    def refused(self) -> bool:
+        """Whether the variant loses more than the limit, on images enough to tell."""
+        too_much = -self.difference > self.limit + ROUNDING
+        return too_much and (self.enough or self.interval[1] < -self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What the gate found for one variant.
+
+    Attributes:
+        name: the variant, such as int8.
+        num_broken: images whose variant logits are NaN or infinite; they count as wrong.
+        overall: share of right images.
+        groups: mean recall of the classes of each group of both groupings, as in `metrics.report`;
+            None for a group without images.
+    """
+
+    name: str
+    num_broken: int
+    overall: Comparison
+    groups: dict[str, Comparison | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain JSON types."""
+        return asdict(self)
+
+    def refusal(self) -> str | None:
+        """One line on why the variant must not be shipped, or None if it passes."""
+        num_images, limit = self.overall.num_images, self.overall.limit
+        if self.num_broken:
+            return (
+                f"{self.name}: {self.num_broken} of {num_images} images give NaN or infinite logits"
+            )
+        if not self.overall.enough:
+            return (
+                f"{self.name}: {num_images} images are too few to tell a loss of {100 * limit:g} "
+                f"points, which takes {ceil(1 / limit - ROUNDING)}; give more images or raise "
+                f"--max-loss to {ceil(1e4 / num_images - ROUNDING) / 100:g}"
+            )
+        places = {"overall": self.overall, **{f"in {g}": c for g, c in self.groups.items()}}
+        losses = [
+            f"{-100 * c.difference:.3g} points {place} ({100 * c.torch:.2f} -> "
+            f"{100 * c.variant:.2f} %, limit {100 * c.limit:g}, 95 % interval {_percent(c)})"
+            for place, c in places.items()
+            if c and c.refused
+        ]
+        return f"{self.name}: loses {', '.join(losses)}" if losses else None
+
+    def table(self) -> str:
+        """A table in %, a line each for overall and every group."""
+        lines = [
+            f"{'':<8}{'torch':>8}{self.name:>8}{'change':>8}{'95 % interval':>18}{'limit':>7}"
+            f"{'images':>8}{'effective':>11}  verdict"
+        ]
+        for place, c in {"overall": self.overall, **self.groups}.items():
+            if c is None:
+                lines.append(f"{place:<8}  no images")
+                continue
+            verdict = "refused" if c.refused else "passes" if c.enough else "too few to tell"
+            lines.append(
+                f"{place:<8}{100 * c.torch:>8.2f}{100 * c.variant:>8.2f}{100 * c.difference:>+8.2f}"
+                f"{_percent(c):>18}{100 * c.limit:>7g}{c.num_images:>8}{c.effective_images:>11.0f}"
+                f"  {verdict}"
+            )
+        return "\n".join(lines)
+
+
+def judge(
+    name: str,
+    labels: ArrayLike,
+    torch_logits: NDArray[Any],
+    variant_logits: NDArray[Any],
+    train_counts: Sequence[int],
+    *,
+    max_loss_points: float = MAX_LOSS_POINTS,
+    max_group_loss_points: float = MAX_GROUP_LOSS_POINTS,
+) -> Gate:
+    """Compare a variant with torch on labelled images.
+
+    Args:
+        name: the variant, for people.
+        labels: true classes, `(N,)`.
+        torch_logits: torch's averaged logits, `(N, C)`; ties go to the lower class index.
+        variant_logits: the variant's, `(N, C)`.
+        train_counts: training images of each class, `(C,)`; they define the groups.
+        max_loss_points: largest loss allowed overall, in percentage points.
+        max_group_loss_points: largest loss allowed in a group with enough images to tell.
+
+    Raises:
+        UsageError: a limit is not above 0 and at most 100 points.
+    """
+    if not (0 < max_loss_points <= 100 and 0 < max_group_loss_points <= 100):
+        raise UsageError("--max-loss and --max-group-loss are above 0 and at most 100 points")
+    truth = np.asarray(labels, dtype=np.int64)
+    assert torch_logits.shape == variant_logits.shape == (len(truth), len(train_counts))
+    broken = ~np.isfinite(variant_logits).all(axis=1)
+    torch = torch_logits.argmax(axis=1) == truth
+    variant = (variant_logits.argmax(axis=1) == truth) & ~broken
+    subsets = (np.full(len(truth), True), torch, variant, torch & ~variant, variant & ~torch)
+    counts = np.stack([class_counts(truth[subset], len(train_counts)) for subset in subsets])
+    groups = {
+        group: _compare(counts[:, classes], max_group_loss_points / 100)
+        for group, classes in all_groups(train_counts).items()
+    }
+    # Overall every image weighs the same, as in the mean recall of a single class.
+    overall = _compare(counts.sum(axis=1, keepdims=True), max_loss_points / 100)
+    assert overall is not None, "no images"
+    return Gate(name, int(broken.sum()), overall, groups)
+
+
+def paired_interval(lost: float, won: float, num_images: float) -> Interval:
+    """95 % interval of `won - lost`, the shares of images that one of two models alone has right.
+
+    Adjusted Wald interval of Bonett and Price (2012, doi:10.3102/1076998611411915): Wald's with one
+    image more lost and one more won. Deviation: `num_images` may be an effective number, which
+    takes the doubt to be alike in all classes.
+    """
+    p12, p21 = (num_images * lost + 1) / (num_images + 2), (num_images * won + 1) / (num_images + 2)
+    margin = Z_95 * sqrt((p12 + p21 - (p21 - p12) ** 2) / (num_images + 2))
+    return max(-1.0, p21 - p12 - margin), min(1.0, p21 - p12 + margin)
+
+
+def _compare(counts: IntArray, limit: float) -> Comparison | None:
+    """Mean over classes; rows of `counts`: images, torch right, variant right, lost, won."""
+    counts = counts[:, counts[0] > 0]
+    totals = counts[0]
+    if not len(totals):
+        return None
+    torch, variant, lost, won = (counts[1:] / totals).mean(axis=1).tolist()
+    effective = len(totals) ** 2 / float((1 / totals).sum())  # 1 / sum of w^2, w = 1 / (K n)
+    interval = paired_interval(lost, won, effective)
+    enough = effective * limit >= 1 - ROUNDING
+    total = int(totals.sum())
+    return Comparison(torch, variant, won - lost, interval, limit, total, effective, enough)
+
+
+def _percent(c: Comparison) -> str:
+    return f"{100 * c.interval[0]:.2f} to {100 * c.interval[1]:.2f}"

@@ -1,0 +1,344 @@
+"""`python -m export.to_triton BUNDLE REPOSITORY`: a model repository for NVIDIA's Triton server.
+
+```
+REPOSITORY/<name>/
+  config.pbtxt      inputs, outputs, batching, instances, warm-up, and what clients must know
+  labels.txt        class names, for Triton's classification extension
+  warmup/           a real image that is run before the model is called ready
+  1/model.onnx      --backend onnxruntime: what stock Triton images run
+  1/model.py        --backend python: serves 1/bundle/ through deitlt, and takes JPEG and PNG too
+```
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx
+
+from deitlt.bundle import (
+    FLOAT32,
+    GOLDEN,
+    INPUT,
+    MANIFEST,
+    MODEL,
+    NORMALISED_INPUT,
+    OUTPUTS,
+    Artefact,
+    Bundle,
+    open_bundle,
+)
+from deitlt.cli import OneLineParser
+from deitlt.errors import BundleError, DataError, DeitLTError, UsageError
+from deitlt.files import new_folder, write_text
+from deitlt.preprocess import Pixels, normalise
+from export.triton_config import (
+    CONFIG,
+    LABELS,
+    WARMUP_FILE,
+    WARMUP_FOLDER,
+    Backend,
+    Contract,
+    Device,
+    ServerOptions,
+    Tensor,
+    bundle_versions_in,
+    config_text,
+)
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+PYTHON_MODEL = Path(__file__).with_name("triton_python_model.py")
+TRITON_TYPES = {
+    onnx.TensorProto.UINT8: "TYPE_UINT8",
+    onnx.TensorProto.FLOAT: "TYPE_FP32",
+    onnx.TensorProto.FLOAT16: "TYPE_FP16",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a model; returns 0, or 2 with one line on what was wrong."""
+    options = ServerOptions()
+    parser = OneLineParser(
+        prog="python -m export.to_triton",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder")
+    parser.add_argument(
+        "repository", type=Path, metavar="REPOSITORY", help="may hold other models already"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=get_args(Backend),
+        default=options.backend,
+        help="onnxruntime (default): stock Triton; python: also takes encoded images, and needs "
+        "deitlt in the server's Python",
+    )
+    parser.add_argument(
+        "--variant", default=FLOAT32, help=f"which form of the model (default {FLOAT32})"
+    )
+    parser.add_argument("--name", default=None, help="model name; default: the bundle's")
+    parser.add_argument(
+        "--model-version", type=int, default=None, help="default 1; on an existing model: add it"
+    )
+    parser.add_argument(
+        "--max-batch-size",
+        type=int,
+        default=options.max_batch_size,
+        help=f"most images in a request or a batch (default {options.max_batch_size})",
+    )
+    parser.add_argument(
+        "--device",
+        choices=get_args(Device),
+        default=options.device,
+        help=f"where it will run (default {options.device})",
+    )
+    parser.add_argument(
+        "--instances",
+        type=int,
+        default=None,
+        help="copies that work at once (default 2 on a CPU, best is the server's cores; 1 a GPU)",
+    )
+    parser.add_argument(
+        "--max-queue-delay-us",
+        type=int,
+        default=None,
+        help="wait for others to share a batch (default 0 on a CPU, 2000 on a GPU)",
+    )
+    parser.add_argument(
+        "--max-queue-size",
+        type=int,
+        default=None,
+        help="requests that may wait; more are refused (default 64 on a CPU, 256 on a GPU)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a model of that name")
+    arguments = parser.parse_args(argv)
+    try:
+        model = export_triton(
+            open_bundle(arguments.bundle),
+            arguments.repository,
+            ServerOptions(
+                backend=arguments.backend,
+                device=arguments.device,
+                max_batch_size=arguments.max_batch_size,
+                instances=arguments.instances,
+                max_queue_delay_us=arguments.max_queue_delay_us,
+                max_queue_size=arguments.max_queue_size,
+            ),
+            variant=arguments.variant,
+            name=arguments.name,
+            model_version=arguments.model_version,
+            overwrite=arguments.overwrite,
+        )
+    except DeitLTError as error:
+        print(f"to_triton: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"to_triton: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"wrote {model}; serve it with: tritonserver --model-repository {model.parent}")
+    return 0
+
+
+def export_triton(
+    bundle: Bundle,
+    repository: Path,
+    options: ServerOptions = ServerOptions(),
+    *,
+    variant: str = FLOAT32,
+    name: str | None = None,
+    model_version: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a bundle as a Triton model, whole or not at all; returns the model's folder.
+
+    Args:
+        bundle: what to serve.
+        repository: folder of models, made if it is not there.
+        options: backend, device, batching.
+        variant: which form of the model.
+        name: the model's name; the bundle's by default.
+        model_version: 1 by default. On an existing model the version is added to it.
+        overwrite: replace an existing model with all its versions.
+
+    Raises:
+        DeitLTError: one of its kinds; the repository is as it was.
+    """
+    name = bundle.name if name is None else name
+    if NAME.fullmatch(name) is None:
+        raise UsageError(
+            f"{name!r} is no name for a Triton model (letters, digits, _ - .); pass --name"
+        )
+    # Triton takes folders named by a number without leading zeros, kept in 64 bits, for versions.
+    if model_version is not None and not 1 <= model_version < 2**63:
+        raise UsageError(f"model version is {model_version}; it must be at least 1")
+    artefact = bundle.artefact(variant)
+    labels = _labels(bundle)
+    contract = _contract(bundle, artefact, labels, options.backend)
+    model = repository.resolve() / name
+    number = model_version or 1
+    if _is_taken(model) and not overwrite:
+        if model_version is None:
+            raise UsageError(
+                f"{model}: exists already; pass --model-version N to add a version, "
+                "or --overwrite to replace the model"
+            )
+        _add_version(model, number, bundle, artefact, labels, contract, options)
+        return model
+    with new_folder(model, overwrite=overwrite) as folder:
+        write_text(folder / CONFIG, config_text(name, contract, options, {number: bundle.version}))
+        write_text(folder / LABELS, labels)
+        (folder / WARMUP_FOLDER).mkdir()
+        (folder / WARMUP_FOLDER / WARMUP_FILE).write_bytes(_golden_image(bundle, contract.image))
+        (folder / str(number)).mkdir()
+        _fill_version(folder / str(number), bundle, artefact, options.backend)
+    return model
+
+
+def _add_version(
+    model: Path,
+    number: int,
+    bundle: Bundle,
+    artefact: Artefact,
+    labels: str,
+    contract: Contract,
+    options: ServerOptions,
+) -> None:
+    """Add a version that differs in nothing that clients see."""
+    if (model / str(number)).exists():
+        raise UsageError(
+            f"{model}: has a version {number} already; take another number, "
+            "or pass --overwrite to replace the model"
+        )
+    if not (model / LABELS).is_file() or (model / LABELS).read_bytes() != labels.encode():
+        raise UsageError(f"{model / LABELS}: other classes than the bundle's; pass another --name")
+    old = (model / CONFIG).read_bytes().decode(errors="replace")
+    versions = bundle_versions_in(old)
+    expected = config_text(model.name, contract, options, versions)
+    if old != expected:
+        there = set(old.splitlines())
+        line = next((line for line in expected.splitlines() if line not in there), "fewer lines")
+        raise UsageError(
+            f"{model / CONFIG}: does not agree with this export, which has {line.strip()!r}; "
+            "pass the same options, or another --name"
+        )
+    with new_folder(model / str(number), overwrite=False) as folder:
+        _fill_version(folder, bundle, artefact, options.backend)
+    try:
+        versions[number] = bundle.version
+        write_text(model / CONFIG, config_text(model.name, contract, options, versions))
+    except BaseException:
+        shutil.rmtree(model / str(number))
+        raise
+
+
+def _fill_version(folder: Path, bundle: Bundle, artefact: Artefact, backend: Backend) -> None:
+    if backend == "onnxruntime":
+        shutil.copyfile(artefact.path, folder / MODEL)
+        return
+    shutil.copyfile(PYTHON_MODEL, folder / "model.py")
+    for name in (MANIFEST, *bundle.manifest["files"]):
+        target = folder / "bundle" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path / name, target)
+
+
+def _is_taken(model: Path) -> bool:
+    """Whether a Triton model stands there.
+
+    Raises:
+        UsageError: something else does, or the repository is no folder of models.
+    """
+    repository = model.parent
+    if repository.exists() and not repository.is_dir():
+        raise UsageError(f"{repository}: is a file; name a folder for the models")
+    for file, what in ((CONFIG, "Triton model"), (MANIFEST, "bundle")):
+        if (repository / file).exists():
+            raise UsageError(f"{repository}: is a {what}; name the folder that is to hold models")
+    if not model.exists():
+        return False
+    if (model / CONFIG).is_file():
+        return True
+    if not model.is_dir() or any(model.iterdir()):
+        raise UsageError(f"{model}: holds something else than a Triton model; pass another --name")
+    return False
+
+
+def _contract(bundle: Bundle, artefact: Artefact, labels: str, backend: Backend) -> Contract:
+    parameters = {
+        "preprocess": json.dumps(bundle.preprocess.to_dict()),
+        "classes_sha256": sha256(labels.encode()).hexdigest(),
+        "answers": "logits, not probabilities: the mean of both experts, CLS (head), DIST (tail)",
+        "variant": artefact.variant,
+    }
+    side = bundle.preprocess.img_size
+    pixels = image = Tensor(INPUT, "TYPE_UINT8", (side, side, 3))
+    kinds = dict.fromkeys(OUTPUTS, "TYPE_FP32")
+    if artefact.format == "onnx":
+        image, kinds = _signature(artefact.path, pixels)
+    elif backend == "onnxruntime":
+        raise BundleError(
+            f"{artefact.path}: is {artefact.format}, which ONNX Runtime does not run; "
+            "pass --backend python, or an onnx --variant"
+        )
+    if backend == "python":  # deitlt normalises where the graph does not, and answers in float32
+        image, kinds = pixels, dict.fromkeys(kinds, "TYPE_FP32")
+    classes = (len(bundle.classes),)
+    outputs = tuple(Tensor(name, kind, classes) for name, kind in kinds.items())
+    return Contract(image, outputs, parameters)
+
+
+def _signature(graph: Path, pixels: Tensor) -> tuple[Tensor, dict[str, str]]:
+    """A graph's input, and the types of its outputs by name.
+
+    Raises:
+        BundleError: it takes neither `pixels` nor normalised images, or has other outputs.
+    """
+    loaded = onnx.load(str(graph), load_external_data=False).graph
+    found = []
+    for value in (*loaded.input, *loaded.output):
+        tensor = value.type.tensor_type
+        dims = tuple(d.dim_value for d in tensor.shape.dim)[1:]  # without the batch
+        found.append(Tensor(value.name, TRITON_TYPES.get(tensor.elem_type, "other"), dims))
+    image, outputs = found[0], {tensor.name: tensor.kind for tensor in found[len(loaded.input) :]}
+    normalised = Tensor(NORMALISED_INPUT, "TYPE_FP32", (3, *pixels.dims[:2]))
+    if (
+        len(loaded.input) != 1
+        or image not in (pixels, normalised)
+        or tuple(outputs) not in (OUTPUTS, OUTPUTS[:1])
+        or not set(outputs.values()) <= {"TYPE_FP32", "TYPE_FP16"}
+    ):
+        raise BundleError(
+            f"{graph}: does not map {pixels.name} {list(pixels.dims)} or {normalised.name} "
+            f"{list(normalised.dims)} to {', '.join(OUTPUTS)}; export the bundle again"
+        )
+    return image, outputs
+
+
+def _labels(bundle: Bundle) -> str:
+    for index, name in enumerate(bundle.classes):
+        if len(name.splitlines()) > 1 or name != name.strip("\r\n"):
+            raise DataError(
+                f"class {index} has a line break in its name {name!r}; Triton takes none"
+            )
+    return "".join(f"{name}\n" for name in bundle.classes)
+
+
+def _golden_image(bundle: Bundle, image: Tensor) -> bytes:
+    """The first golden image as Triton wants warm-up data: raw, in row-major order."""
+    with np.load(bundle.path / GOLDEN, allow_pickle=False) as golden:
+        pixels: Pixels = golden["pixels"][:1]
+    if image.name == NORMALISED_INPUT:
+        return normalise(pixels, bundle.preprocess).tobytes()
+    return pixels.tobytes()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

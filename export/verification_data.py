@@ -1,0 +1,83 @@
+"""The images that an export is verified and calibrated on."""
+
+from pathlib import Path
+
+import numpy as np
+
+from deitlt.errors import DataError, UsageError
+from deitlt.labelled import LabelledImages, read_labelled
+from deitlt.longtail import IntArray
+from deitlt.preprocess import Pixels, PreprocessSpec, load_batches
+
+NUM_CALIBRATION = 128
+# Split of the data that figures are taken on: the first of these that is there.
+SPLITS = ("test", "val", "all")
+
+
+def pick_split(
+    data: Path, classes: list[str], split: str | None, max_images: int | None
+) -> tuple[str, LabelledImages]:
+    """The images to verify on, and the name of their split.
+
+    Args:
+        data: labelled images.
+        classes: of the model; the data must have no others.
+        split: which; by default test, else val, else all there is.
+        max_images: at most so many, spread over the classes.
+
+    Raises:
+        DataError: the data cannot be read, has other classes or no such split.
+        UsageError: `max_images` is below 1.
+    """
+    splits = read_labelled(data, classes=classes)
+    name = split or next((s for s in SPLITS if s in splits), "train")
+    if name not in splits:
+        raise DataError(f"{data}: has no split {name!r}, only {', '.join(splits)}")
+    images = splits[name]
+    if max_images is not None:
+        if max_images < 1:
+            raise UsageError(f"--max-images is {max_images}; it must be at least 1")
+        images = images.subset(np.sort(_by_turns(images.labels)[:max_images]))
+    return name, images
+
+
+def calibration_pixels(
+    data: Path, calibration: Path | None, classes: list[str], preprocess: PreprocessSpec
+) -> Pixels:
+    """Training images for int8, `(N, S, S, 3)`: as many of each class as can be.
+
+    Args:
+        data: labelled images, whose training split is taken unless there is
+        calibration: other training images.
+        classes: of the model.
+        preprocess: how an image becomes the model's input.
+
+    Raises:
+        DataError: the data cannot be read, has other classes or no training split.
+    """
+    source = calibration or data
+    splits = read_labelled(source, classes=classes)
+    images = splits.get("train")
+    if images is None and calibration:
+        images = splits.get("all")
+    if images is None:
+        raise DataError(
+            f"{source}: has no training split to calibrate int8 on; name training images with "
+            "--calibration"
+        )
+    chosen = images.subset(_by_turns(images.labels)[:NUM_CALIBRATION])
+    return np.concatenate(list(load_batches(chosen.paths, preprocess, 32)))
+
+
+def spread(length: int, count: int) -> IntArray:
+    """At most `count` indices spread evenly over a set, which is sorted by class."""
+    return np.unique(np.linspace(0, length - 1, count).astype(np.int64))
+
+
+def _by_turns(labels: IntArray) -> IntArray:
+    """Indices that take one image of every class, then a second one of every class, and so on."""
+    turn = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        turn[members] = np.arange(len(members))
+    return np.argsort(turn, kind="stable")

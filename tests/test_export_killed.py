@@ -1,0 +1,112 @@
+"""kill -9 during an export: no bundle, or the old one whole, and the next export works."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deitlt.bundle import open_bundle, write_bundle
+from tests.test_architecture import ROOT
+from tests.test_bundle import copy_of
+
+# `export.to_bundle` that says when it comes to a place, and waits there to be killed.
+STOPPED = """
+import os, sys, time
+from pathlib import Path
+place = sys.argv.pop(1)
+
+def stop(*_, **__):
+    print("here", flush=True)
+    time.sleep(600)
+
+def stop_after(function):
+    def run(*arguments, **named):
+        function(*arguments, **named)
+        stop()
+    return run
+
+import deitlt.files, export.bundle_writer, export.to_onnx
+if place == "before anything is written":
+    export.bundle_writer.write_golden = stop
+elif place == "in the middle of the graph":
+    export.to_onnx.onnx.save = lambda graph, path: (Path(path).write_bytes(b"half"), stop())
+elif place == "between the files":
+    export.bundle_writer.write_json = stop_after(export.bundle_writer.write_json)
+elif place == "before the folder gets its name":
+    rename = Path.rename
+    named = lambda target: Path(target).name == "bundle"
+    Path.rename = lambda self, target: stop() if named(target) else rename(self, target)
+from export.to_bundle import main
+sys.exit(main(sys.argv[1:]))
+"""
+PLACES = [
+    "before anything is written",
+    "in the middle of the graph",
+    "between the files",
+    "before the folder gets its name",
+]
+
+
+def killed_at(place: str, run: Path, output: Path, data: Path, *options: str) -> None:
+    """Export, and kill -9 it where it says it is."""
+    where = ["--output", str(output), "--data", str(data), "--max-images", "20", *options]
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, place, str(run), *where],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "here\n", process.stderr.read()
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_killed_export_leaves_no_bundle(
+    place: str, fitted_run: Path, digits: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "bundle"
+    killed_at(place, fitted_run, output, digits)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_killed_export_loses_nothing_of_the_old_bundle(
+    place: str, fitted_run: Path, digits: Path, bundle_path: Path
+) -> None:
+    old = open_bundle(bundle_path).version
+    killed_at(place, fitted_run, bundle_path, digits, "--overwrite")
+    if place != PLACES[-1]:
+        assert open_bundle(bundle_path).version == old
+        return
+    # Between two renames: it waits under another name, and the next export finds it there.
+    aside = bundle_path.with_name(f".{bundle_path.name}.old")
+    assert open_bundle(aside).version == old
+    with pytest.raises(RuntimeError):
+        write_bundle(bundle_path, fails, overwrite=True)
+    assert open_bundle(bundle_path).version == old
+    assert not aside.exists()
+
+
+def fails(folder: Path) -> dict[str, object]:
+    raise RuntimeError(folder)
+
+
+def test_the_next_export_works(tmp_path: Path, bundle_path: Path) -> None:
+    target = tmp_path / "next" / "bundle"
+    target.parent.mkdir()
+    shutil.copytree(bundle_path, target.with_name(".bundle.old"))
+    (target.parent / ".bundle.dead").mkdir()
+    written = write_bundle(target, copy_of(bundle_path), overwrite=True)
+    assert open_bundle(target) == written
+    assert not target.with_name(".bundle.old").exists()
