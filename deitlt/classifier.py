@@ -1,5 +1,6 @@
 """Images in, predictions out: the average of both experts, and each expert on request."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from deitlt.bundle import FLOAT32, Bundle, default_bundle, open_bundle
 from deitlt.errors import DecodeFailed, ImageError, UsageError
 from deitlt.metrics import softmax
 from deitlt.preprocess import MAX_PIXELS, Pixels, decode, resize_crop, to_rgb
-from deitlt.runtimes import Device, Logits, Runtime, open_runtime
+from deitlt.runtimes import Device, Logits, Outputs, Runtime, open_runtime
 
 ImageLike = bytes | str | Path | Image.Image | NDArray[Any]
 
@@ -29,17 +30,36 @@ class Options:
         top_k: how many classes to list; more than there are gives all.
         experts: add what CLS and DIST say on their own.
         blend: weight of CLS against DIST in [0, 1]; 0.5 is the paper's average.
+        logits: add the scores before softmax, of the answer and of both experts.
     """
 
     top_k: int = 5
     experts: bool = False
     blend: float = 0.5
+    logits: bool = False
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise UsageError(f"top_k is {self.top_k}; it must be at least 1")
         if not 0 <= self.blend <= 1:
             raise UsageError(f"blend is {self.blend:g}; it must be between 0 and 1")
+
+
+@dataclass(slots=True)
+class Timing:
+    """Where the time of one image went, seconds; 0 for what did not happen.
+
+    Attributes:
+        wait_s: in the queue.
+        decode_s: from bytes to the model's input.
+        infer_s: in the model.
+        batch_size: images in the same call of the model.
+    """
+
+    wait_s: float = 0.0
+    decode_s: float = 0.0
+    infer_s: float = 0.0
+    batch_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +89,27 @@ class Prediction:
         index: its index.
         probability: its softmax probability in [0, 1].
         group: head, mid or tail: how rare the class was in training.
+        experts_agree: CLS and DIST name the same class; None of a graph without experts.
         top_k: the best classes, best first.
         experts: both experts' own answers, if asked for.
+        logits: scores of all classes, in class order, by output name; `logits` is the answer's own.
     """
 
     label: str
     index: int
     probability: float
     group: str
+    experts_agree: bool | None
     top_k: tuple[Score, ...]
     experts: Experts | None = None
+    logits: dict[str, list[float]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The prediction as plain JSON types; `experts` only where there are any."""
+        """The prediction as plain JSON types; `experts` and `logits` only where there are any."""
         fields = asdict(self)
-        if self.experts is None:
-            del fields["experts"]
+        for name in ("experts", "logits"):
+            if fields[name] is None:
+                del fields[name]
         return fields
 
 
@@ -135,6 +160,32 @@ class Classifier:
             results.extend(self._predict_batch(images[start : start + MAX_BATCH], options))
         return results
 
+    def predict_one(
+        self, image: ImageLike, options: Options = Options(), timing: Timing | None = None
+    ) -> Prediction:
+        """The prediction for one image.
+
+        Args:
+            image: as `predict` takes it.
+            options: what the answer should hold.
+            timing: where to note what took how long.
+
+        Raises:
+            ImageError: it cannot be classified.
+            UsageError: the model gives no experts and the options ask for them.
+        """
+        start = time.perf_counter()
+        pixels = self.load_pixels(image)
+        decoded = time.perf_counter()
+        (prediction,) = self.predict_pixels(pixels[None], options)
+        if timing is not None:
+            timing.decode_s, timing.infer_s = decoded - start, time.perf_counter() - decoded
+        return prediction
+
+    def load_pixels(self, image: ImageLike) -> Pixels:
+        """The model's input `(S, S, 3)` uint8 from one image; raises `ImageError`."""
+        return resize_crop(self._to_rgb(image), self.bundle.preprocess)
+
     def _predict_batch(
         self, images: Sequence[ImageLike], options: Options
     ) -> list[Prediction | ImageError]:
@@ -146,30 +197,46 @@ class Classifier:
     def predict_pixels(self, pixels: Pixels, options: Options = Options()) -> list[Prediction]:
         """Predictions for preprocessed `(B, S, S, 3)` uint8 pixels."""
         outputs = self.runtime.run(pixels)
-        if options.blend == 0.5 and not options.experts:
-            averages = self._scores(outputs.logits, options.top_k)
-            return [self._prediction(top, None) for top in averages]
-        cls_logits, dist_logits = outputs.cls_logits, outputs.distillation_logits
-        if cls_logits is None or dist_logits is None:
-            raise UsageError("this graph gives the average alone; experts and blend need another")
-        logits = outputs.logits
-        if options.blend != 0.5:
-            weight = np.float32(options.blend)
-            logits = weight * cls_logits + (1 - weight) * dist_logits
-        averages = self._scores(logits, options.top_k)
-        if not options.experts:
-            return [self._prediction(top, None) for top in averages]
-        cls = self._scores(cls_logits, options.top_k)
-        dist = self._scores(dist_logits, options.top_k)
+        logits = self._blend(outputs, options)
+        rows = _rows({**outputs.heads(), "logits": logits}) if options.logits else None
         return [
-            self._prediction(top, Experts(c, d, agree=c[0].index == d[0].index))
-            for top, c, d in zip(averages, cls, dist, strict=True)
+            self._prediction(top, experts, agree, rows[i] if rows else None)
+            for i, (top, experts, agree) in enumerate(
+                zip(
+                    self._scores(logits, options.top_k),
+                    self._experts(outputs, options),
+                    _agreement(outputs),
+                    strict=True,
+                )
+            )
         ]
 
-    def _prediction(self, top: tuple[Score, ...], experts: Experts | None) -> Prediction:
+    def _experts(self, outputs: Outputs, options: Options) -> Sequence[Experts | None]:
+        if not options.experts:
+            return [None] * len(outputs.logits)
+        cls, dist = (self._scores(head, options.top_k) for head in _both_experts(outputs))
+        return [
+            Experts(c, d, agree=c[0].index == d[0].index) for c, d in zip(cls, dist, strict=True)
+        ]
+
+    def _blend(self, outputs: Outputs, options: Options) -> Logits:
+        if options.blend == 0.5:
+            return outputs.logits
+        cls, dist = _both_experts(outputs)
+        weight = np.float32(options.blend)
+        return weight * cls + (1 - weight) * dist
+
+    def _prediction(
+        self,
+        top: tuple[Score, ...],
+        experts: Experts | None,
+        agree: bool | None,
+        logits: dict[str, list[float]] | None,
+    ) -> Prediction:
         best = top[0]
+        group = self._group[best.index]
         return Prediction(
-            best.label, best.index, best.probability, self._group[best.index], top, experts
+            best.label, best.index, best.probability, group, agree, top, experts, logits
         )
 
     def _scores(self, logits: Logits, top_k: int) -> list[tuple[Score, ...]]:
@@ -184,7 +251,7 @@ class Classifier:
 
     def _load(self, image: ImageLike) -> Pixels | ImageError:
         try:
-            return resize_crop(self._to_rgb(image), self.bundle.preprocess)
+            return self.load_pixels(image)
         except ImageError as error:
             return error
 
@@ -200,6 +267,26 @@ class Classifier:
                 raise DecodeFailed(f"the array has no pixels, its shape is {image.shape}")
             return Image.fromarray(image)
         return decode(image, max_pixels=self.max_pixels)
+
+
+def _both_experts(outputs: Outputs) -> tuple[Logits, Logits]:
+    if outputs.cls_logits is None or outputs.distillation_logits is None:
+        raise UsageError("this graph gives the average alone; experts and blend need another")
+    return outputs.cls_logits, outputs.distillation_logits
+
+
+def _agreement(outputs: Outputs) -> list[bool] | list[None]:
+    """Whether both experts name the same class, for each image."""
+    if outputs.cls_logits is None or outputs.distillation_logits is None:
+        return [None] * len(outputs.logits)
+    best = (head.argmax(axis=1) for head in _both_experts(outputs))
+    return [bool(c == d) for c, d in zip(*best, strict=True)]
+
+
+def _rows(heads: dict[str, Logits]) -> list[dict[str, list[float]]]:
+    """What each image got from each head."""
+    count = len(next(iter(heads.values())))
+    return [{name: logits[i].tolist() for name, logits in heads.items()} for i in range(count)]
 
 
 def load(

@@ -13,10 +13,11 @@ from tqdm import tqdm
 from deitlt import __version__
 from deitlt.batch import check_output, find_sources, predict_iter, write_csv
 from deitlt.bundle import FLOAT32, default_bundle, open_bundle
-from deitlt.classifier import Options, load
+from deitlt.classifier import Classifier, Options, load
 from deitlt.engine import Engine
 from deitlt.errors import DeitLTError, RuntimeUnavailable
 from deitlt.golden import check_golden
+from deitlt.triton_runtime import TritonRuntime
 
 OK, WRONG_USE, SOME_FAILED = 0, 2, 3
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
@@ -84,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     predict.add_argument(
+        "--triton",
+        metavar="URL",
+        default=None,
+        help="grpc://host:port or http://host:port of a Triton server that runs the model",
+    )
+    predict.add_argument(
         "-j", "--workers", type=int, default=None, help="images in work at once; default: cores"
     )
     predict.add_argument("--overwrite", action="store_true", help="replace an existing output")
@@ -112,9 +119,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     options = Options(arguments.topk, arguments.experts, arguments.blend)
     check_output(arguments.output, overwrite=arguments.overwrite)
     sources = find_sources(arguments.inputs)
-    classifier = load(
-        arguments.model, variant=arguments.variant, device=arguments.device, num_threads=1
-    )
+    classifier = _open(arguments)
     start = time.perf_counter()
     with Engine(classifier, num_workers=arguments.workers) as engine:
         results = tqdm(
@@ -138,6 +143,15 @@ def _predict(arguments: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return SOME_FAILED if summary.num_failed else OK
+
+
+def _open(arguments: argparse.Namespace) -> Classifier:
+    if arguments.triton is None:
+        return load(
+            arguments.model, variant=arguments.variant, device=arguments.device, num_threads=1
+        )
+    bundle = open_bundle(arguments.model or default_bundle())
+    return Classifier(bundle, TritonRuntime(arguments.triton, bundle))
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -2,19 +2,26 @@
 
 The service and batch prediction both submit here, so both give the same answers. On a CPU each
 worker decodes and runs one image at a time: batching does not pay there, and a slow image delays
-nobody else.
+nobody else. Callers may bring another classifier than the engine's own: several models then share
+one queue and one set of threads, and a model can be replaced while images of the old one are in
+work.
 """
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Condition
 from types import TracebackType
+from typing import TypeVar
 
-from deitlt.classifier import Classifier, ImageLike, Options, Prediction
-from deitlt.errors import DeadlineExceeded, EngineClosed, ImageError, Overloaded, UsageError
+from deitlt.classifier import Classifier, ImageLike, Options, Prediction, Timing
+from deitlt.errors import DeadlineExceeded, EngineClosed, Overloaded, UsageError
+
+Answer = TypeVar("Answer")
+# What a worker does: fills in the timing, gives the answer or raises.
+Task = Callable[[Timing], Answer]
 
 
 class Engine:
@@ -75,7 +82,8 @@ class Engine:
         with self._room:
             if wait:
                 self._room.wait_for(lambda: self._num_free > 0 or self._closed)
-            return self._admit([image], options, deadline)[0]
+            task = self._classify(image, options, self.classifier)
+            return self._admit([task], deadline, None)[0]
 
     def submit_all(
         self,
@@ -83,18 +91,50 @@ class Engine:
         options: Options = Options(),
         *,
         deadline: float | None = None,
+        classifier: Classifier | None = None,
+        timings: Sequence[Timing] | None = None,
     ) -> list[Future[Prediction]]:
         """Queue all of these images or none; otherwise like `submit` without `wait`.
+
+        Args:
+            images: whatever `Classifier.predict` takes.
+            options: what the answers should hold.
+            deadline: `time.monotonic()` past which an image is not worth starting on.
+            classifier: which to ask; the engine's own by default.
+            timings: one for each image, filled in before its future is done.
 
         Raises:
             UsageError: more images than the engine ever holds.
             Overloaded: the queue has no room for all of them now.
             EngineClosed: `close` was called.
         """
-        if len(images) > self.capacity:
-            raise UsageError(f"{len(images)} images at once; at most {self.capacity} are taken")
+        asked = classifier or self.classifier
+        tasks = [self._classify(image, options, asked) for image in images]
+        return self.submit_tasks(tasks, deadline=deadline, timings=timings)
+
+    def submit_tasks(
+        self,
+        tasks: Sequence[Task[Answer]],
+        *,
+        deadline: float | None = None,
+        timings: Sequence[Timing] | None = None,
+    ) -> list[Future[Answer]]:
+        """Queue work of another kind than classifying an image; each task takes one place.
+
+        Raises:
+            UsageError: more tasks than the engine ever holds.
+            Overloaded: the queue has no room for all of them now.
+            EngineClosed: `close` was called.
+        """
+        if len(tasks) > self.capacity:
+            raise UsageError(f"{len(tasks)} images at once; at most {self.capacity} are taken")
         with self._room:
-            return self._admit(images, options, deadline)
+            return self._admit(tasks, deadline, timings)
+
+    @property
+    def num_waiting(self) -> int:
+        """Images taken and not finished, beyond those that the workers can have in work."""
+        return max(0, self.capacity - self._num_free - self.num_workers)
 
     def close(self, *, cancel_waiting: bool = False) -> None:
         """Take no more images, finish those taken, and end the workers.
@@ -118,41 +158,51 @@ class Engine:
     ) -> None:
         self.close(cancel_waiting=kind is not None)
 
+    def _classify(
+        self, image: ImageLike, options: Options, classifier: Classifier
+    ) -> Task[Prediction]:
+        return lambda timing: classifier.predict_one(image, options, timing)
+
     def _admit(
-        self, images: Sequence[ImageLike], options: Options, deadline: float | None
-    ) -> list[Future[Prediction]]:
-        """Take a slot an image and submit them; the caller holds `_room`."""
+        self,
+        tasks: Sequence[Task[Answer]],
+        deadline: float | None,
+        timings: Sequence[Timing] | None,
+    ) -> list[Future[Answer]]:
+        """Take a slot a task and submit them; the caller holds `_room`."""
         if self._closed:
             raise EngineClosed("the engine is shutting down")
-        if len(images) > self._num_free:
+        if len(tasks) > self._num_free:
             raise Overloaded(
-                f"{len(images)} more would exceed the {self.capacity} images that may wait; "
+                f"{len(tasks)} more would exceed the {self.capacity} images that may wait; "
                 "try again later"
             )
-        self._num_free -= len(images)
+        self._num_free -= len(tasks)
         futures = []
-        for image in images:
+        now = time.monotonic()
+        for task, timing in zip(tasks, timings or [Timing() for _ in tasks], strict=True):
             # The pool's queue holds a cancelled item until a worker comes to it; in a box of ours
             # its image can be let go of at once.
-            box = [image]
-            future = self._pool.submit(self._run, box, options, deadline)
+            box = [task]
+            future = self._pool.submit(self._run, box, timing, now, deadline)
             future.add_done_callback(partial(self._on_done, box))
             futures.append(future)
         return futures
 
-    def _run(self, box: list[ImageLike], options: Options, deadline: float | None) -> Prediction:
-        image = box.pop()
+    def _run(
+        self, box: list[Task[Answer]], timing: Timing, taken: float, deadline: float | None
+    ) -> Answer:
+        task = box.pop()
         try:
-            if deadline is not None and time.monotonic() > deadline:
+            now = time.monotonic()
+            timing.wait_s = now - taken
+            if deadline is not None and now > deadline:
                 raise DeadlineExceeded("the image waited in the queue past its deadline")
-            result = self.classifier.predict_each([image], options)[0]
-            if isinstance(result, ImageError):
-                raise result
-            return result
+            return task(timing)
         finally:  # before the answer can be seen: who has it may submit again at once
             self._free_slot()
 
-    def _on_done(self, box: list[ImageLike], future: Future[Prediction]) -> None:
+    def _on_done(self, box: list[Task[Answer]], future: Future[Answer]) -> None:
         if future.cancelled():  # it never ran
             box.clear()
             self._free_slot()

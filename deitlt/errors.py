@@ -8,6 +8,7 @@ DeitLTError                 base of all; its text is one line: what was wrong, w
 │   ├── DecodeFailed        the right format, but damaged
 │   └── ImageTooLarge       more bytes or pixels than allowed
 ├── UsageError              an argument, recipe field or option is wrong
+├── UnknownModel            no model of this name and version is served
 ├── DataError               labelled data (folder or CSV) is wrong
 ├── CheckpointError         a run folder or weight file is missing, damaged or of another kind
 ├── BundleError             a bundle is missing, damaged or changed since it was written
@@ -63,6 +64,12 @@ class UsageError(DeitLTError):
     """An argument, recipe field or option is wrong."""
 
     code = "bad_request"
+
+
+class UnknownModel(DeitLTError):
+    """No model of this name and version is served."""
+
+    code = "unknown_model"
 
 
 class DataError(DeitLTError):

@@ -1,165 +1,126 @@
-"""The HTTP routes, as an ASGI app to mount at "/".
+"""The routes of our own API.
 
-Every answer carries `X-Request-ID` and `X-Total-Time-Ms`; every error has the one body
-`{"error": {"code", "message", "request_id"}}`. The event loop only moves bytes: decoding and the
-model run on the engine's threads.
+The event loop only moves bytes: decoding and the model run on the engine's threads.
 """
 
 import asyncio
-import logging
-import re
 import time
-import uuid
+from collections.abc import Iterable
+from concurrent.futures import Future
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders, QueryParams
-from starlette.exceptions import HTTPException
+from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
 
 from deitlt import __version__
-from deitlt.classifier import Options, Prediction
-from deitlt.engine import Engine
-from deitlt.errors import (
-    DeadlineExceeded,
-    EngineClosed,
-    ImageError,
-    ImageTooLarge,
-    Overloaded,
-    UnsupportedImage,
-    UsageError,
-)
-from serving.settings import Settings
+from deitlt.classifier import Options, Prediction, Timing
+from deitlt.errors import DeadlineExceeded, ImageError, UsageError
+from serving.answers import result
+from serving.backend import Backend, backend_of
+from serving.models import Model
+from serving.openapi import document
 from serving.uploads import read_images
 
-logger = logging.getLogger("deitlt.serving")
-
-STATUS: dict[type[Exception], int] = {
-    UsageError: 400,
-    ClientDisconnect: 400,  # nobody is left to read it
-    ImageTooLarge: 413,
-    UnsupportedImage: 415,
-    ImageError: 422,
-    Overloaded: 429,
-    Exception: 500,
-    EngineClosed: 503,
-    DeadlineExceeded: 504,
-}
-RETRY_AFTER_S = 1
-
-INDEX = {
-    "GET /": "this list",
-    "GET /v1/model": "the model: name, version, classes, training counts, groups, preprocessing",
-    "POST /v1/classify": "an image as the body, or several as files of a form; "
-    "?experts=true&top_k=5&blend=0.5",
-    "GET /livez": "200 while the process lives",
-    "GET /readyz": "200 when the model is warm, 503 otherwise",
-}
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+FLAGS = ("experts", "logits")
+OPTIONS = ("experts", "top_k", "blend", "logits", "model", "version")
 
 
-class Frontend:
-    """The routes with request ids, timing and error bodies around them.
-
-    An ASGI app of its own class, not a Starlette: BentoML hands a mounted Starlette only the paths
-    it has routes for, and would answer the others itself, with its own error bodies and pages.
-    """
-
-    def __init__(self) -> None:
-        self._app = Starlette(
-            routes=[
-                Route("/", get_index),
-                Route("/v1/model", get_model),
-                Route("/v1/classify", classify, methods=["POST"]),
-            ],
-            exception_handlers={**dict.fromkeys(STATUS, on_error), HTTPException: on_http_error},
-        )
-        self._app.router.redirect_slashes = False
-
-    def attach(self, engine: Engine, settings: Settings) -> None:
-        """Give the routes the engine they serve, before the first request."""
-        self._app.state.engine = engine
-        self._app.state.settings = settings
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request (ASGI)."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        start = time.perf_counter()
-        request_id = _request_id(Headers(scope=scope))
-        scope = {**scope, "state": {**scope.get("state", {}), "request_id": request_id}}
-
-        async def send_stamped(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                headers["X-Total-Time-Ms"] = f"{1000 * (time.perf_counter() - start):.1f}"
-            await send(message)
-
-        await self._app(scope, receive, send_stamped)
+def routes() -> list[Route]:
+    """Path, handler and methods of each."""
+    return [
+        Route("/v1/classify", classify, methods=["POST"]),
+        Route("/v1/models", get_models),
+        Route("/v1/models/{name}", get_model),
+        Route("/metrics", get_metrics),
+        Route("/openapi.json", get_openapi),
+    ]
 
 
-async def get_index(request: Request) -> Response:
-    """What this is and which routes there are."""
-    return JSONResponse(
-        {
-            "service": "deitlt",
-            "version": __version__,
-            "model": _model(request.app.state.engine),
-            "routes": INDEX,
-        }
-    )
+async def get_models(request: Request) -> Response:
+    """Every model that is served, the default first."""
+    models = backend_of(request).models.all()
+    return JSONResponse({"models": [card(model, default=model is models[0]) for model in models]})
 
 
 async def get_model(request: Request) -> Response:
-    """What is served, and where it runs."""
-    engine: Engine = request.app.state.engine
-    bundle = engine.classifier.bundle
-    return JSONResponse(
-        {
-            **_model(engine),
-            "classes": bundle.classes,
-            "train_counts": bundle.train_counts,
-            "groups": bundle.groups(),
-            "preprocess": bundle.preprocess.to_dict(),
-            "provider": engine.classifier.runtime.provider,
-        }
-    )
+    """The card of one model; `?version=` picks one of several versions."""
+    models = backend_of(request).models
+    version = request.query_params.get("version")
+    model = models.find(request.path_params["name"], version)
+    return JSONResponse(card(model, default=model is models.default))
+
+
+async def get_metrics(request: Request) -> Response:
+    """Counters for Prometheus."""
+    metrics = backend_of(request).metrics
+    return Response(metrics.text(), headers={"Content-Type": metrics.content_type})
+
+
+async def get_openapi(request: Request) -> Response:
+    """What this API takes and gives, for tools."""
+    return JSONResponse(document(__version__))
 
 
 async def classify(request: Request) -> Response:
     """Classify one image or several.
 
     One image gives one result, or its error as the status. Several give 200 and
-    `{"results": [...]}`, a result or an error each, in order. `STATUS` has the other statuses.
+    `{"results": [...]}`, a result or an error each, in order. `answers.STATUS` has the others.
     """
-    engine: Engine = request.app.state.engine
-    settings: Settings = request.app.state.settings
+    backend = backend_of(request)
+    settings = backend.settings
     options = read_options(request.query_params)
+    query = request.query_params
+    model = backend.models.find(query.get("model"), query.get("version"))
+    deadline = time.monotonic() + settings.timeout_s
     try:
         # Giving up cancels the futures, so images that still wait are never begun.
         async with asyncio.timeout(settings.timeout_s):
             images = await read_images(
                 request,
                 max_bytes=settings.max_bytes,
-                max_images=min(settings.max_images, engine.capacity),
+                max_images=min(settings.max_images, backend.engine.capacity),
             )
-            futures = engine.submit_all(images, options)
-            outcomes = await asyncio.gather(
-                *map(asyncio.wrap_future, futures), return_exceptions=True
+            timings = [Timing() for _ in images]
+            futures = backend.engine.submit_all(
+                images, options, deadline=deadline, classifier=model.classifier, timings=timings
             )
+            outcomes = await finished(futures, request)
     except TimeoutError as error:
         raise DeadlineExceeded(f"there was no answer within {settings.timeout_s:g} s") from error
-    results = [_result(outcome, request) for outcome in outcomes]
+    results = [result(outcome, model, request.state.request_id) for outcome in outcomes]
+    _count(backend, model, outcomes, timings)
+    headers = {
+        "X-Model": f"{model.name}/{model.version}",
+        "X-Queue-Time-Ms": _ms(timing.wait_s for timing in timings),
+        "X-Decode-Time-Ms": _ms(timing.decode_s for timing in timings),
+        "X-Inference-Time-Ms": _ms(timing.infer_s for timing in timings),
+    }
     if len(results) > 1:
-        return JSONResponse({"results": results})
+        return JSONResponse({"results": results}, headers=headers)
     if isinstance(outcomes[0], ImageError):
         raise outcomes[0]
-    return JSONResponse(results[0])
+    return JSONResponse(results[0], headers=headers)
+
+
+async def finished(futures: list[Future[Any]], request: Request) -> list[Any]:
+    """What the futures give or raise; all are cancelled if the client leaves first.
+
+    Raises:
+        ClientDisconnect: nobody waits for the answer any more.
+    """
+    answers = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answers.done():
+            raise ClientDisconnect
+        return list(answers.result())
+    finally:
+        gone.cancel()
+        answers.cancel()
 
 
 def read_options(query: QueryParams) -> Options:
@@ -170,9 +131,11 @@ def read_options(query: QueryParams) -> Options:
     """
     fields: dict[str, Any] = {}
     for name, text in query.items():
-        if name == "experts":
+        if name not in OPTIONS:
+            raise UsageError(f"there is no option {name[:40]!r}; there are {', '.join(OPTIONS)}")
+        if name in FLAGS:
             if text not in ("true", "false"):
-                raise UsageError(f"experts is {text[:40]!r}; it must be true or false")
+                raise UsageError(f"{name} is {text[:40]!r}; it must be true or false")
             fields[name] = text == "true"
         elif name in ("top_k", "blend"):
             kind, noun = (int, "a whole number") if name == "top_k" else (float, "a number")
@@ -180,62 +143,45 @@ def read_options(query: QueryParams) -> Options:
                 fields[name] = kind(text)
             except ValueError:
                 raise UsageError(f"{name} is {text[:40]!r}; it must be {noun}") from None
-        else:
-            raise UsageError(f"there is no option {name[:40]!r}; there are experts, top_k, blend")
     return Options(**fields)
 
 
-async def on_error(request: Request, error: Exception) -> Response:
-    """Answer an exception with its status in `STATUS`."""
-    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    if status == 500:  # Starlette raises it again, so its traceback is logged too
-        logger.error("request %s failed", request.state.request_id)
-        text = "something went wrong here, not in the request; the log has this request_id"
-        return _error_response(status, "internal_error", text, request)
-    code = getattr(error, "code", "client_disconnected")
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
-    return _error_response(status, code, str(error), request, headers)
+def card(model: Model, *, default: bool) -> dict[str, Any]:
+    """What is served, how good it was when exported, and where it runs."""
+    classifier = model.classifier
+    bundle = classifier.bundle
+    return {
+        "name": model.name,
+        "version": model.version,
+        "default": default,
+        "classes": bundle.classes,
+        "train_counts": bundle.train_counts,
+        "groups": bundle.groups(),
+        "preprocess": bundle.preprocess.to_dict(),
+        "artefacts": bundle.manifest["artefacts"],
+        "provider": classifier.runtime.provider,
+    }
 
 
-async def on_http_error(request: Request, error: Exception) -> Response:
-    """Answer what Starlette's router refuses: 404 and 405."""
-    assert isinstance(error, HTTPException)
-    path, method = request.url.path[:200], request.method
-    if error.status_code == 404:
-        code, text = "not_found", f"there is nothing at {path}; GET / lists the routes"
-    else:
-        code, text = "method_not_allowed", f"{path} does not take {method}"
-    return _error_response(error.status_code, code, text, request, error.headers)
+def _count(
+    backend: Backend,
+    model: Model,
+    outcomes: list[Prediction | BaseException],
+    timings: list[Timing],
+) -> None:
+    backend.metrics.count_images(len(outcomes))
+    for outcome, timing in zip(outcomes, timings, strict=True):
+        if isinstance(outcome, Prediction):
+            backend.metrics.count_prediction(model.name, outcome, timing)
+        elif isinstance(outcome, ImageError) and len(outcomes) > 1:
+            backend.metrics.count_refusal(outcome.code)  # of a single one the answer is counted
 
 
-def _result(outcome: Prediction | BaseException, request: Request) -> dict[str, Any]:
-    request_id = request.state.request_id
-    if isinstance(outcome, Prediction):
-        model = _model(request.app.state.engine)
-        return {**outcome.to_dict(), "model": model, "request_id": request_id}
-    if isinstance(outcome, ImageError):
-        return _error_body(outcome.code, str(outcome), request_id)
-    raise outcome
+async def _disconnected(request: Request) -> None:
+    """Return when the client leaves; its body has been read, so nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
-def _model(engine: Engine) -> dict[str, str]:
-    bundle = engine.classifier.bundle
-    return {"name": bundle.name, "version": bundle.version}
-
-
-def _error_body(code: str, message: str, request_id: str) -> dict[str, Any]:
-    return {"error": {"code": code, "message": message, "request_id": request_id}}
-
-
-def _error_response(
-    status: int, code: str, message: str, request: Request, headers: Any = None
-) -> Response:
-    return JSONResponse(
-        _error_body(code, message, request.state.request_id), status_code=status, headers=headers
-    )
-
-
-def _request_id(headers: Headers) -> str:
-    """The client's own id, if it is fit to stand in a header and a log line; else a new one."""
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def _ms(seconds: Iterable[float]) -> str:
+    return f"{1000 * max(seconds):.1f}"

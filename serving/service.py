@@ -3,20 +3,38 @@
 DEITLT_MODEL=bundle/ bentoml serve serving.service:LongTailClassifier
 """
 
+import asyncio
 import os
 import sys
+from http import HTTPStatus
+from typing import Any
 
 import bentoml
+from bentoml.exceptions import BentoMLException
 
-from serving.routes import Frontend
+from deitlt.classifier import Options
+from deitlt.errors import DeadlineExceeded, DeitLTError, ImageTooLarge
+from serving.access_log import start_access_log
+from serving.answers import status_of
+from serving.backend import Backend
+from serving.frontend import Frontend
+from serving.sdk_guard import SdkGuard
 from serving.settings import MAX_TIMEOUT_S, Settings
-from serving.startup import start_engine, why_not
+from serving.startup import why_not
+from serving.uploads import from_base64
 
 frontend = Frontend()
 
 
+def refusal(error: DeitLTError) -> BentoMLException:
+    """An error as BentoML's clients see it."""
+    return BentoMLException(f"{error.code}: {error}", error_code=HTTPStatus(status_of(error)))
+
+
 @bentoml.service(
     name="long_tail_classifier",
+    # Whoever wants it reachable from elsewhere says so with --host, as the container does.
+    http={"host": "127.0.0.1"},
     # One process: its threads fill the cores, and connections shared between several processes
     # tend to land on one of them.
     workers=1,
@@ -50,15 +68,57 @@ class LongTailClassifier:
 
     def __init__(self) -> None:
         settings = Settings.from_environ(os.environ)
-        self.engine = start_engine(settings)
-        frontend.attach(self.engine, settings)
+        self.log = start_access_log() if settings.access_log else None
+        self.backend = Backend.start(settings)
+        frontend.attach(self.backend)
         self.ready = True
 
+    @bentoml.api(route="/sdk/classify")  # type: ignore[untyped-decorator]
+    async def classify(
+        self, image: str, experts: bool = False, top_k: int = 5, blend: float = 0.5
+    ) -> dict[str, Any]:
+        """Classify one image for BentoML's own clients; the same answer as POST /v1/classify.
+
+        The image comes as base64 text and not as a file: BentoML fetches a file from wherever a
+        client's text says.
+
+        Args:
+            image: base64 of an image file.
+            experts: add what CLS and DIST say on their own.
+            top_k: how many classes to list.
+            blend: weight of CLS against DIST in [0, 1].
+
+        Raises:
+            BentoMLException: with the status and the text of the HTTP API.
+        """
+        backend, model = self.backend, self.backend.models.default
+        try:
+            options = Options(top_k, experts, blend)
+            data = from_base64(image, "image")
+            if len(data) > backend.settings.max_bytes:
+                raise ImageTooLarge(f"the image has more than {backend.settings.max_bytes} bytes")
+            async with asyncio.timeout(backend.settings.timeout_s):
+                (future,) = backend.engine.submit_all([data], options, classifier=model.classifier)
+                prediction = await asyncio.wrap_future(future)
+        except TimeoutError as error:
+            raise refusal(DeadlineExceeded("there was no answer in time")) from error
+        except DeitLTError as error:
+            raise refusal(error) from error
+        return {
+            **prediction.to_dict(),
+            "model": {"name": model.name, "version": model.version},
+        }
+
     async def __is_ready__(self) -> bool:
-        return self.ready
+        return self.ready and await asyncio.to_thread(self.backend.ready)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         """Finish what is in work and end the threads; the requests in flight have been answered."""
         self.ready = False
-        self.engine.close()
+        self.backend.close()
+        if self.log is not None:
+            self.log.stop()
+
+
+LongTailClassifier.add_asgi_middleware(SdkGuard, frontend=frontend)  # type: ignore[attr-defined]

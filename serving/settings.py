@@ -1,5 +1,6 @@
 """Every setting of the service, read from the environment once, at start."""
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,14 +27,23 @@ class Settings:
     A variable that is unset or empty means its default.
     """
 
-    model: Path
-    """`DEITLT_MODEL`: the bundle folder; default: the digits bundle that comes with the package."""
+    models: tuple[Path, ...]
+    """`DEITLT_MODEL`: bundle folder, or several with `:` between them (`;` on Windows), the first
+    being the default; unset: the digits bundle that comes with the package."""
 
     variant: str
     """`DEITLT_VARIANT`: which form of the model: `float32` (default), `int8` or another it has."""
 
     device: Device
     """`DEITLT_DEVICE`: `auto` (default), `cpu`, or `cuda`, which refuses to start without a GPU."""
+
+    triton: str
+    """`DEITLT_TRITON`: `grpc://host:port` or `http://host:port` of a Triton server that runs the
+    models, named as the bundles are (`export.to_triton`); unset: they run here."""
+
+    triton_binary: bool
+    """`DEITLT_TRITON_BINARY`: send tensors over HTTP as bytes: true (default), or false for servers
+    without that extension."""
 
     num_workers: int
     """`DEITLT_WORKERS`: images in work at once; default: the usable cores."""
@@ -53,6 +63,22 @@ class Settings:
     timeout_s: float
     """`DEITLT_TIMEOUT_S`: seconds from a request's headers to its answer (30); then it is 504."""
 
+    reload_s: float
+    """`DEITLT_RELOAD_S`: seconds between looks whether a bundle was written again, which is then
+    taken over without dropping a request; 0 (default) never looks."""
+
+    api_key: str
+    """`DEITLT_API_KEY`: what callers must send as `X-API-Key` or `Authorization: Bearer`; unset:
+    nothing is asked."""
+
+    cors_origins: tuple[str, ...]
+    """`DEITLT_CORS_ORIGINS`: other origins, with commas between them, whose pages may call this
+    service; unset: none."""
+
+    access_log: bool
+    """`DEITLT_ACCESS_LOG`: a line of JSON for each request on standard output: true or false
+    (default)."""
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
         """The settings that the variables in `environ` give.
@@ -60,17 +86,24 @@ class Settings:
         Raises:
             UsageError: a variable has a wrong value; the text names it and says what is allowed.
         """
-        model = environ.get("DEITLT_MODEL")
+        paths = filter(None, environ.get("DEITLT_MODEL", "").split(os.pathsep))
+        origins = (origin.strip() for origin in environ.get("DEITLT_CORS_ORIGINS", "").split(","))
         return cls(
-            model=Path(model) if model else default_bundle(),
+            models=tuple(map(Path, paths)) or (default_bundle(),),
             variant=environ.get("DEITLT_VARIANT") or FLOAT32,
             device=_device(environ, "DEITLT_DEVICE"),
+            triton=environ.get("DEITLT_TRITON", ""),
+            triton_binary=_flag(environ, "DEITLT_TRITON_BINARY", default=True),
             num_workers=_number(environ, "DEITLT_WORKERS", usable_cores(), 1, 1024),
             queue_size=_number(environ, "DEITLT_QUEUE_SIZE", 64, 0, 100_000),
             max_bytes=_number(environ, "DEITLT_MAX_BYTES", 20 * 2**20, 1, 2**30),
             max_pixels=_number(environ, "DEITLT_MAX_PIXELS", MAX_PIXELS, 1, PILLOW_MAX_PIXELS),
             max_images=_number(environ, "DEITLT_MAX_IMAGES", 64, 1, 10_000),
             timeout_s=_number(environ, "DEITLT_TIMEOUT_S", 30.0, 0.01, float(MAX_TIMEOUT_S)),
+            reload_s=_number(environ, "DEITLT_RELOAD_S", 0.0, 0.0, 86_400.0),
+            api_key=environ.get("DEITLT_API_KEY", ""),
+            cors_origins=tuple(filter(None, origins)),
+            access_log=_flag(environ, "DEITLT_ACCESS_LOG"),
         )
 
 
@@ -88,6 +121,13 @@ def _number(
         noun = "a whole number" if kind is int else "a number"
         raise UsageError(f"{name} is {text!r}; it must be {noun} from {low} to {high}")
     return value
+
+
+def _flag(environ: Mapping[str, str], name: str, *, default: bool = False) -> bool:
+    text = environ.get(name) or str(default).lower()
+    if text not in ("true", "false"):
+        raise UsageError(f"{name} is {text!r}; it must be true or false")
+    return text == "true"
 
 
 def _device(environ: Mapping[str, str], name: str) -> Device:

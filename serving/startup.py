@@ -1,4 +1,4 @@
-"""From settings to a warm engine. As a program it only tries that, and says what is wrong.
+"""Whether the service can start; as a program it only tries, and says what is wrong.
 
 DEITLT_MODEL=bundle/ DEITLT_DEVICE=cuda python -m serving.startup
 """
@@ -7,38 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
-from deitlt.classifier import load
-from deitlt.engine import Engine
 from deitlt.errors import DeitLTError
+from serving.backend import Backend
 from serving.settings import Settings
 
 OK, WRONG_USE = 0, 2
-
-
-def start_engine(settings: Settings) -> Engine:
-    """An engine that has classified one image, so that no caller waits for a first run.
-
-    Raises:
-        BundleError: the bundle is missing, damaged or changed, or has no such variant.
-        RuntimeUnavailable: the device cannot be had.
-    """
-    classifier = load(
-        settings.model,
-        variant=settings.variant,
-        device=settings.device,
-        num_threads=1,
-        max_pixels=settings.max_pixels,
-    )
-    engine = Engine(classifier, num_workers=settings.num_workers, queue_size=settings.queue_size)
-    picture = BytesIO()
-    Image.new("RGB", (32, 32)).save(picture, "PNG")
-    engine.submit(picture.getvalue()).result()
-    return engine
 
 
 def why_not() -> str | None:
@@ -63,7 +38,7 @@ def why_not() -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Try to start an engine.
+    """Try to load every model.
 
     Returns:
         0 if it works, 2 if not, with one line on standard error.
@@ -72,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: python -m serving.startup (settings come from DEITLT_*)", file=sys.stderr)
         return WRONG_USE
     try:
-        start_engine(Settings.from_environ(os.environ)).close()
+        Backend.start(Settings.from_environ(os.environ)).close()
     except DeitLTError as error:
         print(error, file=sys.stderr)
         return WRONG_USE

@@ -3,7 +3,9 @@
 Everything stays in memory: a body is bounded anyway, and a server may have no writable disk.
 """
 
+import json
 import re
+from base64 import b64decode
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -17,38 +19,43 @@ _HAS_FILENAME = re.compile(rb";\s*filename\*?\s*=", re.IGNORECASE)
 
 
 async def read_images(request: Request, *, max_bytes: int, max_images: int) -> list[bytes]:
-    """The encoded images in a request, at least one: its raw body, or the files of a form.
+    """The encoded images in a request, at least one.
+
+    They are its raw body, the files of a form, or base64 texts in a JSON body: `{"image": text}` or
+    `{"images": [text, ...]}`.
 
     Args:
         request: its body has not been read yet.
         max_bytes: largest body; what a client announces and what it really sends are both held
             against it, and no more than this is ever kept.
-        max_images: most files in a form.
+        max_images: most images in a form or JSON body.
 
     Raises:
-        UsageError: nothing was sent, the form is malformed or has too many files.
+        UsageError: nothing was sent, the form or JSON is malformed or has too many images.
         ImageTooLarge: the body has more than `max_bytes`.
-        UnsupportedImage: the content type is neither an image's nor a form's.
+        UnsupportedImage: the content type is neither an image's nor a form's nor JSON.
     """
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > max_bytes:
+    if announced.isdecimal() and int(announced[:20]) > max_bytes:
         raise _too_large(max_bytes)
-    bounded = Request(request.scope, _bounded(request.receive, max_bytes))
+    limited = Request(request.scope, bounded(request.receive, max_bytes))
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        return await _read_form(bounded, max_images)
+        return await _read_form(limited, max_images)
+    if media_type == "application/json":
+        return _read_json(await limited.body(), max_images)
     if media_type in ("", "application/octet-stream") or media_type.startswith("image/"):
-        body = await bounded.body()
+        body = await limited.body()
         if not body:
             raise UsageError("the request has no body; send the bytes of an image")
         return [body]
     raise UnsupportedImage(
-        f"Content-Type is {media_type[:100]!r}; send image/*, application/octet-stream "
-        "or multipart/form-data"
+        f"Content-Type is {media_type[:100]!r}; send image/*, application/octet-stream, "
+        "multipart/form-data or application/json"
     )
 
 
-def _bounded(receive: Receive, max_bytes: int) -> Receive:
+def bounded(receive: Receive, max_bytes: int) -> Receive:
     """`receive`, raising as soon as more than `max_bytes` of body came through."""
     num_bytes = 0
 
@@ -61,6 +68,35 @@ def _bounded(receive: Receive, max_bytes: int) -> Receive:
         return message
 
     return bounded_receive
+
+
+def _read_json(body: bytes, max_images: int) -> list[bytes]:
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise UsageError("the body is not valid JSON") from error
+    if not isinstance(fields, dict) or set(fields) not in ({"image"}, {"images"}):
+        raise UsageError('send {"image": base64} or {"images": [base64, ...]}')
+    texts = fields.get("images", [fields.get("image")])
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        raise UsageError("images must be a list of base64 texts, and image one of them")
+    if len(texts) > max_images:
+        raise _too_many(max_images)
+    return [from_base64(text, f"image {number}") for number, text in enumerate(texts, start=1)]
+
+
+def from_base64(text: str, what: str) -> bytes:
+    """The bytes of a base64 text, also of one that a browser begins with `data:...;base64,`.
+
+    Raises:
+        UsageError: it is not base64; the text begins with `what`.
+    """
+    try:
+        return b64decode(
+            text.partition(",")[2] if text.startswith("data:") else text, validate=True
+        )
+    except ValueError as error:
+        raise UsageError(f"{what} is not base64") from error
 
 
 async def _read_form(request: Request, max_files: int) -> list[bytes]:
@@ -127,7 +163,7 @@ class _Form:
                 "the form has a part that is not a file; options belong in the query string"
             )
         if len(self.files) == self.max_files:
-            raise UsageError(f"more than {self.max_files} images in one request; send fewer")
+            raise _too_many(self.max_files)
         self.files.append(bytearray())
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
@@ -135,6 +171,10 @@ class _Form:
 
     def _end_form(self) -> None:
         self.complete = True
+
+
+def _too_many(max_images: int) -> UsageError:
+    return UsageError(f"more than {max_images} images in one request; send fewer")
 
 
 def _too_large(max_bytes: int) -> ImageTooLarge:

@@ -1,6 +1,7 @@
 """What several test files share: a bundle to damage, a classifier, pictures and labelled trees."""
 
 import io
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitlt.bundle import default_bundle
+from deitlt.bundle import MANIFEST, default_bundle, write_bundle
 from deitlt.classifier import Classifier, load
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
+
+    from tests.triton_support import Environment
 
 pytest.register_assert_rewrite("tests.export_support", "tests.service_support")
 
@@ -23,6 +26,25 @@ pytest.register_assert_rewrite("tests.export_support", "tests.service_support")
 def bundle_path(tmp_path: Path) -> Path:
     """A copy of the packaged bundle that a test may damage."""
     return shutil.copytree(default_bundle(), tmp_path / "bundle")
+
+
+@pytest.fixture(scope="session")
+def make_bundle() -> Callable[..., Path]:
+    """Writes the packaged bundle under another name: `make_bundle(path, name="a")`."""
+
+    def make(path: Path, *, name: str) -> Path:
+        source = default_bundle()
+        manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+
+        def fill(folder: Path) -> dict[str, Any]:
+            for file in manifest["files"]:
+                shutil.copy(source / file, folder)
+            kept = {"schema_version", "files", "sha256"}
+            return {**{k: v for k, v in manifest.items() if k not in kept}, "name": name}
+
+        return write_bundle(path, fill).path
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +125,14 @@ def whole_bundle(fitted_run: Path, digits: Path, tmp_path_factory: pytest.TempPa
     bundle = tmp_path_factory.mktemp("whole") / "digits-bundle"
     assert export(fitted_run, bundle, digits, "--variants", *OPTIONAL) == 0
     return bundle
+
+
+@pytest.fixture(scope="session")
+def triton_environment(tmp_path_factory: pytest.TempPathFactory) -> "Environment":
+    """A virtual environment with a real Triton server in it."""
+    from tests.triton_support import make_environment  # needs tritonclient
+
+    return make_environment(tmp_path_factory.mktemp("triton") / "environment")
 
 
 @pytest.fixture(scope="module")

@@ -3,20 +3,19 @@
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
 import numpy as np
 import pytest
 
-from deitlt.classifier import Classifier, ImageLike, Options, Prediction
+from deitlt.classifier import Classifier, ImageLike, Options, Prediction, Timing
 from deitlt.engine import Engine, usable_cores
 from deitlt.errors import (
     DeadlineExceeded,
     DecodeFailed,
     EngineClosed,
-    ImageError,
     Overloaded,
     UsageError,
 )
@@ -32,17 +31,17 @@ class Gated(Classifier):
         self.started = threading.Semaphore(0)
         self.seen: list[ImageLike] = []
 
-    def predict_each(
-        self, images: Sequence[ImageLike], options: Options = Options()
-    ) -> list[Prediction | ImageError]:
-        self.seen.extend(images)
+    def predict_one(
+        self, image: ImageLike, options: Options = Options(), timing: Timing | None = None
+    ) -> Prediction:
+        self.seen.append(image)
         self.started.release()
         assert self.gate.wait(TIMEOUT_S)
-        if images[0] == b"bad":
-            return [DecodeFailed("the image is damaged")]
-        if images[0] == b"crash":
+        if isinstance(image, bytes) and image == b"bad":
+            raise DecodeFailed("the image is damaged")
+        if isinstance(image, bytes) and image == b"crash":
             raise ZeroDivisionError
-        return [Prediction(str(images[0]), 0, 1.0, "head", ())]
+        return Prediction(str(image), 0, 1.0, "head", None, ())
 
 
 @pytest.fixture

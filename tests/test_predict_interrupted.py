@@ -33,11 +33,11 @@ HELD = """
 import signal, sys
 from deitlt.classifier import Classifier
 from deitlt.cli import main
-def predict_each(*arguments):
+def predict_one(*arguments):
     print("begun", flush=True)
     sys.stdin.read()
-    return real_predict_each(*arguments)
-real_predict_each, Classifier.predict_each = Classifier.predict_each, predict_each
+    return real_predict_one(*arguments)
+real_predict_one, Classifier.predict_one = Classifier.predict_one, predict_one
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
 sys.exit(main())
 """

@@ -66,7 +66,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def int8(source: Path, calibration: Pixels) -> Path:
     target = source.with_name("int8.onnx")
-    quantize_int8(source, target, calibration, keep_float=["fc2", "query"])
+    # Dark ones only: the range of the pixels must not follow what they happen to hold.
+    quantize_int8(source, target, calibration // 2, keep_float=["fc2", "query"])
     return target
 
 

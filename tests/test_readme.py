@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving.service import LongTailClassifier
+from serving.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,7 +32,7 @@ STUDENT = [*SHRINK, "--micro-batch-size", "None", "--size", "pico", "--allow-wea
 
 def commands(program: str) -> list[list[str]]:
     """The README's commands that begin like this, environment variables left out."""
-    bare = [words[1:] if words[0].startswith("DEITLT_") else words for words in COMMANDS]
+    bare = [[*dropwhile(lambda word: word.startswith("DEITLT_"), words)] for words in COMMANDS]
     wanted = program.split()
     return [words for words in bare if words[: len(wanted)] == wanted]
 
@@ -71,6 +73,8 @@ def test_every_command_is_tested_here() -> None:
         "torchrun",
         "deitlt",
         "DEITLT_MODEL=bundle/",
+        "DEITLT_MODEL=bundles/quick",
+        "DEITLT_TRITON=grpc://localhost:8001",
     }
 
 
@@ -130,14 +134,28 @@ def run(program: str, *more: str, which: int = 0) -> Any:
 
 
 def test_the_service_that_the_readme_starts_is_the_one_there_is() -> None:
-    (words,) = commands("bentoml serve")
-    module, _, name = words[2].partition(":")
-    assert getattr(import_module(module), name) is LongTailClassifier
+    starts = commands("bentoml serve")
+    assert len(starts) == 3
+    for words in starts:
+        module, _, name = words[2].partition(":")
+        assert getattr(import_module(module), name) is LongTailClassifier
+
+
+def test_every_setting_is_in_the_table_with_its_default() -> None:
+    table = dict(re.findall(r"^\| `(DEITLT_\w+)` \| (.+?) \|", README, re.MULTILINE))
+    source = (ROOT / "serving" / "settings.py").read_text(encoding="utf-8")
+    assert set(table) == set(re.findall(r'"(DEITLT_\w+)"', source))
+    defaults = Settings.from_environ({})
+    for name in ("queue_size", "max_bytes", "max_pixels", "max_images", "timeout_s", "reload_s"):
+        stated = table[f"DEITLT_{name.upper()}"].partition(" ")[0]
+        assert float(stated) == getattr(defaults, name), name
+    assert table["DEITLT_DEVICE"] == f"`{defaults.device}`"
+    assert table["DEITLT_VARIANT"] == f"`{defaults.variant}`"
 
 
 def test_curl_lines_are_answered(home: Path) -> None:
     lines = commands("curl")
-    assert len(lines) == 2
+    assert len(lines) == 3
     service: Any = LongTailClassifier  # BentoML's decorator has no types
     with TestClient(service.to_asgi()) as client:
         for words in lines:
@@ -146,8 +164,11 @@ def test_curl_lines_are_answered(home: Path) -> None:
                 body = (home / words[words.index("--data-binary") + 1][1:]).read_bytes()
                 kind = words[words.index("-H") + 1].partition(": ")[2]
                 answer = client.post(url, content=body, headers={"Content-Type": kind})
-                assert len(answer.json()["top_k"]) == 3
-                assert set(answer.json()["experts"]) == {"cls", "dist", "agree"}
+                if "experts=true" in url:
+                    assert len(answer.json()["top_k"]) == 3
+                    assert set(answer.json()["experts"]) == {"cls", "dist", "agree"}
+                else:
+                    assert len(answer.json()["logits"]) == 3
             else:
                 forms = [words[i + 1] for i, word in enumerate(words) if word == "-F"]
                 parts = [form.split("=@") for form in forms]

@@ -38,8 +38,14 @@ BENTOML = str(Path(sys.executable).with_name("bentoml"))
 def test_settings_have_defaults_that_an_empty_variable_keeps() -> None:
     settings = Settings.from_environ({})
     assert settings == Settings.from_environ({"DEITLT_MODEL": "", "DEITLT_WORKERS": ""})
-    assert settings.model == default_bundle()
+    assert settings.models == (default_bundle(),)
     assert settings.num_workers == usable_cores()
+    assert (settings.variant, settings.reload_s, settings.api_key) == ("float32", 0, "")
+    assert (settings.cors_origins, settings.access_log) == ((), False)
+    several = {"DEITLT_MODEL": f"a{os.pathsep}b/c", "DEITLT_CORS_ORIGINS": "https://x, https://y"}
+    settings = Settings.from_environ(several)
+    assert settings.models == (Path("a"), Path("b/c"))
+    assert settings.cors_origins == ("https://x", "https://y")
     assert (settings.max_bytes, settings.timeout_s, settings.device) == (20 * 2**20, 30, "auto")
 
 
@@ -52,6 +58,8 @@ def test_settings_have_defaults_that_an_empty_variable_keeps() -> None:
         ("DEITLT_MAX_BYTES", "20MB"),
         ("DEITLT_MAX_PIXELS", "178956971"),
         ("DEITLT_MAX_IMAGES", "0"),
+        ("DEITLT_RELOAD_S", "-1"),
+        ("DEITLT_ACCESS_LOG", "yes"),
         *(("DEITLT_TIMEOUT_S", value) for value in ("0", "nan", "inf", "301", "soon")),
     ],
 )
@@ -72,7 +80,7 @@ def serve_environ(tmp_path: Path, **settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def serving(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def serving(tmp_path: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A real server that is ready, and its port; asked to end at the end.
 
     Not killed: its workers have sessions of their own and would stay.
@@ -84,7 +92,7 @@ def serving(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
         process = subprocess.Popen(
             [*serve_command(port), "--host", "127.0.0.1"],
             cwd=CHECKOUT,
-            env=serve_environ(tmp_path),
+            env=serve_environ(tmp_path, **settings),
             stdout=output,
             stderr=subprocess.STDOUT,
         )

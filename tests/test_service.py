@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from deitlt.classifier import Classifier
-from serving.routes import INDEX
+from serving.openapi import PATHS
 from tests.service_support import CLASSIFY, as_files, error_of, picture, plain, without_envelope
 
 
@@ -74,30 +74,37 @@ def test_all_images_bad_is_still_a_list(client: TestClient) -> None:
     assert ["error" in result for result in response.json()["results"]] == [True, True]
 
 
-def test_model_says_what_is_served(client: TestClient, classifier: Classifier) -> None:
+def test_the_card_says_what_is_served(client: TestClient, classifier: Classifier) -> None:
     bundle = classifier.bundle
-    assert client.get("/v1/model").json() == {
+    card = {
         "name": bundle.name,
         "version": bundle.version,
+        "default": True,
         "classes": bundle.classes,
         "train_counts": bundle.train_counts,
         "groups": bundle.groups(),
         "preprocess": json.loads(json.dumps(bundle.preprocess.to_dict())),
+        "artefacts": bundle.manifest["artefacts"],
         "provider": "CPUExecutionProvider",
     }
+    assert client.get("/v1/models").json() == {"models": [card]}
+    assert client.get("/v1/models/digits").json() == card
+    assert client.get(f"/v1/models/digits?version={bundle.version}").json() == card
 
 
 def test_index_lists_routes_that_exist_and_loads_nothing(client: TestClient) -> None:
     response = client.get("/")
     assert response.headers["content-type"] == "application/json"
-    assert response.json()["routes"] == INDEX
+    routes, version = response.json()["routes"], response.json()["model"]["version"]
+    assert len(routes) == sum(map(len, PATHS.values()))
     assert "://" not in response.text
-    for route in INDEX:
-        method, path = route.split()
+    for route in routes:
+        filled = route.replace("{name}", "digits").replace("{version}", version)
+        method, path = filled.split()
         assert client.request(method, path).status_code not in (404, 405), route
 
 
-@pytest.mark.parametrize("path", ["/docs.json", "/static_content/index.css", "/metrics"])
+@pytest.mark.parametrize("path", ["/docs.json", "/static_content/index.css"])
 def test_bentoml_pages_are_out_of_reach(client: TestClient, path: str) -> None:
     error_of(client.get(path), 404, "not_found")
 

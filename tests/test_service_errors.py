@@ -67,7 +67,9 @@ def test_too_many_images_are_400(client: TestClient) -> None:
     assert "more than 4 images" in error_of(response, 400, "bad_request")
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1", f"{CLASSIFY}/", "/v1/model/x", "/%2e%2e/x"])
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/v1", f"{CLASSIFY}/", "/v1/model", "/v1/models/digits/x", "/%2e%2e/x"]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_an_unknown_path_is_404(client: TestClient, method: str, path: str) -> None:
     error_of(client.request(method, path), 404, "not_found")
@@ -98,7 +100,7 @@ def test_too_many_pixels_are_413(client: TestClient) -> None:
     assert "2000 x 1000" in message
 
 
-@pytest.mark.parametrize("content_type", ["text/html", "application/json", "multipart/mixed", "x"])
+@pytest.mark.parametrize("content_type", ["text/html", "application/xml", "multipart/mixed", "x"])
 def test_another_content_type_is_415(client: TestClient, content_type: str) -> None:
     headers = {"Content-Type": content_type}
     response = client.post(CLASSIFY, content=picture(), headers=headers)

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -10,10 +10,13 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from deitlt.classifier import Classifier, ImageLike, Options, Prediction
+from deitlt.classifier import Classifier, ImageLike, Options, Prediction, Timing
 from deitlt.engine import Engine
-from deitlt.errors import ImageError, Overloaded
-from serving.routes import Frontend
+from deitlt.errors import Overloaded
+from serving.backend import Backend
+from serving.frontend import Frontend
+from serving.metrics import Metrics
+from serving.models import Models
 from serving.settings import Settings
 from tests.service_support import (
     CLASSIFY,
@@ -33,15 +36,20 @@ class HeldClassifier(Classifier):
         super().__init__(classifier.bundle, classifier.runtime)
         self.begun = threading.Event()
         self.release = threading.Event()
+        self.reset()
+
+    def reset(self) -> None:
+        self.begun.clear()
+        self.release.clear()
         self.num_begun = 0
 
-    def predict_each(
-        self, images: Sequence[ImageLike], options: Options = Options()
-    ) -> list[Prediction | ImageError]:
+    def predict_one(
+        self, image: ImageLike, options: Options = Options(), timing: Timing | None = None
+    ) -> Prediction:
         self.num_begun += 1
         self.begun.set()
         assert self.release.wait(PATIENCE_S)
-        return super().predict_each(images, options)
+        return super().predict_one(image, options, timing)
 
 
 class Held:
@@ -49,10 +57,14 @@ class Held:
 
     def __init__(self, classifier: Classifier, queue_size: int, timeout_s: float) -> None:
         self.classifier = HeldClassifier(classifier)
+        self.classifier.release.set()  # for the warm-up
+        models = Models([classifier.bundle.path], lambda _: self.classifier)
+        self.classifier.reset()
         self.engine = Engine(self.classifier, num_workers=1, queue_size=queue_size)
         self.frontend = Frontend()
-        limits = {**LIMITS, "DEITLT_TIMEOUT_S": str(timeout_s)}
-        self.frontend.attach(self.engine, Settings.from_environ(limits))
+        settings = Settings.from_environ({**LIMITS, "DEITLT_TIMEOUT_S": str(timeout_s)})
+        metrics = Metrics(self.engine, models)
+        self.frontend.attach(Backend(settings, models, self.engine, metrics))
         self.client = TestClient(self.frontend, raise_server_exceptions=False)
 
 
@@ -133,7 +145,7 @@ def test_a_fault_of_ours_is_500_and_tells_nothing(
     def fail(*_: object) -> None:
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr(held.classifier, "predict_each", fail)
+    monkeypatch.setattr(held.classifier, "predict_one", fail)
     response = held.client.post(CLASSIFY, content=picture())
     assert "secret" not in error_of(response, 500, "internal_error")
 

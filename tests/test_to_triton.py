@@ -25,7 +25,7 @@ from deitlt.preprocess import Pixels, PreprocessSpec
 from export.to_triton import export_triton, main
 from export.triton_config import ServerOptions
 from tests import triton_support as support
-from tests.triton_support import PYTHON, Array, Protocol, World, as_encoded, config, tree
+from tests.triton_support import PYTHON, Array, Environment, Protocol, World, as_encoded, config
 
 both_protocols = pytest.mark.parametrize("protocol", ["http", "grpc"])
 THREADS = {"intra_op_thread_count", "inter_op_thread_count", "execution_mode"}
@@ -135,23 +135,23 @@ def test_the_schema_finds_an_unknown_key(bundle: Bundle, tmp_path: Path) -> None
 
 
 def test_a_version_joins_the_others(bundle: Bundle, tmp_path: Path) -> None:
-    before = tree(export_triton(bundle, tmp_path))
+    before = support.tree(export_triton(bundle, tmp_path))
     newer = replace(bundle, version="0123456789ab")
-    after = tree(export_triton(newer, tmp_path, model_version=12))
+    after = support.tree(export_triton(newer, tmp_path, model_version=12))
     assert after.keys() - before.keys() == {"12", "12/model.onnx"}
     assert {name for name in before if before[name] != after[name]} == {"config.pbtxt"}
     parameters = config(tmp_path / "digits").parameters
     assert parameters["bundle_version_1"].string_value == bundle.version
     assert parameters["bundle_version_12"].string_value == newer.version
     export_triton(bundle, tmp_path, model_version=2)
-    assert {"1", "2", "12"} <= tree(tmp_path / "digits").keys()
+    assert {"1", "2", "12"} <= support.tree(tmp_path / "digits").keys()
 
 
 def test_other_models_stay(bundle: Bundle, tmp_path: Path) -> None:
-    before = tree(export_triton(bundle, tmp_path, name="other"))
+    before = support.tree(export_triton(bundle, tmp_path, name="other"))
     export_triton(bundle, tmp_path)
     model = export_triton(bundle, tmp_path, PYTHON, model_version=3, overwrite=True)
-    assert tree(tmp_path / "other") == before
+    assert support.tree(tmp_path / "other") == before
     assert {path.name for path in tmp_path.iterdir()} == {"digits", "other"}
     assert {path.name for path in model.iterdir() if path.is_dir()} == {"3", "warmup"}
 
@@ -162,7 +162,7 @@ def test_refusals_are_one_line(bundle_path: Path, tmp_path: Path, capsys: Capsys
     capsys.readouterr()
     (models / "notes").mkdir()
     (models / "notes" / "a.txt").touch()
-    before = tree(models)
+    before = support.tree(models)
     for options, reason in (
         ("", "--overwrite"),
         ("--model-version 1", "has a version 1 already"),
@@ -184,7 +184,7 @@ def test_refusals_are_one_line(bundle_path: Path, tmp_path: Path, capsys: Capsys
     assert "changed since it was written" in refusal(capsys, bundle_path, models, "--name", "new")
     with pytest.raises(SystemExit, match="2"):
         main([str(bundle_path), str(models), "--backend", "tensorrt"])
-    assert tree(models) == before
+    assert support.tree(models) == before
 
 
 def test_other_classes_are_another_model(bundle: Bundle, tmp_path: Path) -> None:
@@ -242,17 +242,19 @@ def test_a_failure_leaves_the_repository_as_it_was(
     options: str, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     export_triton(open_bundle(default_bundle()), tmp_path)
-    before = tree(tmp_path)
+    before = support.tree(tmp_path)
 
     full = Mock(side_effect=OSError(28, os.strerror(28), "disk"))
     monkeypatch.setattr(broken, full)
     assert "disk: No space left" in refusal(capsys, default_bundle(), tmp_path, *options.split())
-    assert tree(tmp_path) == before
+    assert support.tree(tmp_path) == before
 
 
 @pytest.fixture(scope="module")
-def world(golden: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with support.make_world(tmp_path_factory.mktemp("triton"), golden) as world:
+def world(
+    golden: Pixels, triton_environment: Environment, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    with support.make_world(tmp_path_factory.mktemp("triton"), golden, triton_environment) as world:
         yield world
 
 

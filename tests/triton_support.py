@@ -289,10 +289,9 @@ class World:
 
 
 @contextmanager
-def make_world(folder: Path, golden: Pixels) -> Iterator[World]:
+def make_world(folder: Path, golden: Pixels, environment: Environment) -> Iterator[World]:
     """Three models: as exported, one that puts requests together, one to renew."""
     bundle = open_bundle(default_bundle())
-    environment = make_environment(folder / "environment")
     files, models = photos(golden), folder / "models"
     library = ask_library(environment, bundle, files, folder)
     export_triton(bundle, models, replace(PYTHON, max_batch_size=16))

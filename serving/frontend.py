@@ -1,0 +1,158 @@
+"""The ASGI app that BentoML mounts: our routes with what surrounds every request.
+
+Every answer carries `X-Request-ID`, `X-Total-Time-Ms` and security headers. Every request is
+counted and, if asked for, logged. With an API key set, whatever tells of the models asks for it.
+"""
+
+import hmac
+import json
+import re
+import time
+import uuid
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deitlt import __version__
+from serving import kserve, pages, routes
+from serving.access_log import access
+from serving.answers import HANDLERS, error_response
+from serving.backend import Backend, backend_of
+from serving.openapi import PATHS
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+# What a browser must be able to load before a person can type a key; it tells nothing of the model.
+_OPEN = re.compile(r"/|/docs|/openapi\.json|/page/.*|/v2/health/.*")
+
+
+class Frontend:
+    """The routes with request ids, timing, headers, counting and the key around them.
+
+    An ASGI app of its own class, not a Starlette: BentoML hands a mounted Starlette only the paths
+    it has routes for, and would answer the others itself, with its own error bodies and pages.
+    """
+
+    def __init__(self) -> None:
+        own: list[Route] = [*routes.routes(), *kserve.routes(), *pages.routes(get_index)]
+        self._app = Starlette(routes=own, exception_handlers=HANDLERS)
+        self._app.router.redirect_slashes = False
+        self._templates: dict[Any, str] = {route.endpoint: route.path for route in own}
+        self._outer: ASGIApp = self._app
+        self._backend: Backend | None = None
+        self._key = b""
+
+    def attach(self, backend: Backend) -> None:
+        """Give the routes what they serve from, before the first request."""
+        self._app.state.backend = self._backend = backend
+        settings = backend.settings
+        self._key = settings.api_key.encode()
+        if settings.cors_origins:
+            self._outer = CORSMiddleware(
+                self._app,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["*"],
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        start = time.perf_counter()
+        headers = Headers(scope=scope)
+        request_id = request_id_of(headers)
+        state = {**scope.get("state", {}), "request_id": request_id, "error_code": None}
+        scope = {**scope, "state": state}
+        status = 500  # unless an answer begins
+
+        async def send_stamped(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                stamped = MutableHeaders(scope=message)
+                stamped["X-Request-ID"] = request_id
+                stamped["X-Total-Time-Ms"] = f"{1000 * (time.perf_counter() - start):.1f}"
+                stamped.setdefault("X-Content-Type-Options", "nosniff")
+                stamped.setdefault("Referrer-Policy", "no-referrer")
+                stamped.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            if self.may_pass(scope, headers):
+                await self._outer(scope, receive, send_stamped)
+            else:
+                scope["app"] = self._app
+                await _refuse(Request(scope))(scope, receive, send_stamped)
+        finally:
+            self._note(scope, status, time.perf_counter() - start)
+
+    @property
+    def max_bytes(self) -> int:
+        """Largest request body, once there is a backend."""
+        return self._backend.settings.max_bytes if self._backend else 0
+
+    def may_pass(self, scope: Scope, headers: Headers) -> bool:
+        """Whether a request has the API key, or needs none."""
+        if not self._key or scope["method"] == "OPTIONS" or _OPEN.fullmatch(scope["path"]):
+            return True
+        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        return hmac.compare_digest(given.encode(), self._key)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        backend = self._backend
+        if backend is None:
+            return
+        route = self._templates.get(scope.get("endpoint"), "unmatched")
+        backend.metrics.count_request(route, status, seconds)
+        code = scope["state"]["error_code"]
+        if code:
+            backend.metrics.count_refusal(code)
+        if backend.settings.access_log:
+            client = scope.get("client")
+            line: dict[str, Any] = {
+                "time": time.time(),
+                "request_id": scope["state"]["request_id"],
+                "client": client[0] if client else None,
+                "method": scope["method"],
+                "path": scope["path"][:200],
+                "status": status,
+                "ms": round(1000 * seconds, 1),
+                "error": code,
+            }
+            access.info("%s", json.dumps(line))
+
+
+async def get_index(request: Request) -> Response:
+    """What this is and which routes there are, for programs."""
+    model = backend_of(request).models.default
+    about = {"name": model.name, "version": model.version}
+    return JSONResponse(
+        {"service": "deitlt", "version": __version__, "model": about, "routes": _summary()}
+    )
+
+
+def _summary() -> dict[str, str]:
+    return {
+        f"{method.upper()} {path}": operation["summary"]
+        for path, methods in PATHS.items()
+        for method, operation in methods.items()
+    }
+
+
+def _refuse(request: Request) -> Response:
+    text = "send the API key as X-API-Key, or as Authorization: Bearer"
+    headers = {"WWW-Authenticate": "Bearer"}
+    return error_response(401, "unauthorized", text, request, headers)
+
+
+def request_id_of(headers: Headers) -> str:
+    """The client's own id, if it is fit to stand in a header and a log line; else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,0 +1,112 @@
+"""What Prometheus sees. Every label has a bounded set of values: never a raw path or class name."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from deitlt.classifier import Prediction, Timing
+from deitlt.engine import Engine
+from serving.models import Models
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Metrics:
+    """The counters of one service."""
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self, engine: Engine, models: Models) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "deitlt_requests", "Answered requests.", ["route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "deitlt_request_seconds",
+            "From a request's headers to the end of its answer.",
+            ["route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._refused = Counter(
+            "deitlt_refused", "Requests and images refused, by error code.", ["code"],
+            registry=registry,
+        )  # fmt: skip
+        stages = ("queue_wait", "decode", "inference")
+        self._stages = {
+            stage: Histogram(
+                f"deitlt_{stage}_seconds", f"Time of an image in {stage}.",
+                buckets=SECONDS, registry=registry,
+            )
+            for stage in stages
+        }  # fmt: skip
+        self._images = Histogram(
+            "deitlt_images_per_request", "Images in a request.", buckets=SIZES, registry=registry
+        )
+        self._batch = Histogram(
+            "deitlt_batch_size", "Images in a call of the model.", buckets=SIZES, registry=registry
+        )
+        labels = ["model", "group"]
+        self._predictions = Counter(
+            "deitlt_predictions", "Answers, by how rare the class is.", labels, registry=registry
+        )
+        self._disagreements = Counter(
+            "deitlt_expert_disagreements",
+            "Answers on which CLS and DIST name different classes.",
+            labels,
+            registry=registry,
+        )
+        waiting = Gauge("deitlt_queue_waiting", "Images that wait.", registry=registry)
+        waiting.set_function(lambda: engine.num_waiting)
+        room = Gauge("deitlt_queue_capacity", "Images taken at once.", registry=registry)
+        room.set(engine.capacity)
+        registry.register(_Served(models))
+
+    def text(self) -> bytes:
+        """All counters in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """Count an answer; `route` is the route's template."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def count_refusal(self, code: str) -> None:
+        """Count an error by its code, one of `deitlt.errors` or `serving.answers`."""
+        self._refused.labels(code).inc()
+
+    def count_images(self, number: int) -> None:
+        """Count a request that was taken, with this many images."""
+        self._images.observe(number)
+
+    def count_prediction(self, model: str, prediction: Prediction, timing: Timing) -> None:
+        """Count an image's answer."""
+        for stage, seconds in (
+            ("queue_wait", timing.wait_s),
+            ("decode", timing.decode_s),
+            ("inference", timing.infer_s),
+        ):
+            self._stages[stage].observe(seconds)
+        self._batch.observe(timing.batch_size)
+        self._predictions.labels(model, prediction.group).inc()
+        if prediction.experts_agree is False:
+            self._disagreements.labels(model, prediction.group).inc()
+
+
+class _Served(Collector):
+    """Which models are served, read when asked: a model may be replaced at any time."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(
+            "deitlt_model_info", "Served models.", labels=["model", "version", "provider"]
+        )
+        for model in self._models.all():
+            provider = model.classifier.runtime.provider
+            family.add_metric([model.name, model.version, provider], 1)
+        yield family

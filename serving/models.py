@@ -1,0 +1,157 @@
+"""The models that are served: one or several bundles, each warmed up before a request reaches it.
+
+A bundle that is written again under its name (`export.to_bundle --overwrite`) is loaded beside the
+one in use, warmed up, and then takes its place. Images in work finish on the model they were
+submitted to, so no request is dropped; a new bundle that is damaged leaves the old one in use.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from deitlt.bundle import MANIFEST
+from deitlt.classifier import Classifier
+from deitlt.errors import DeitLTError, UnknownModel, UsageError
+
+logger = logging.getLogger("deitlt.serving")
+
+Load = Callable[[Path], Classifier]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A warm classifier and where it came from.
+
+    Attributes:
+        path: the bundle's folder.
+        classifier: answers without a first-run delay.
+        stamp: changes when the bundle is written again.
+    """
+
+    path: Path
+    classifier: Classifier
+    stamp: tuple[int, int, int]
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        return self.classifier.bundle.name
+
+    @property
+    def version(self) -> str:
+        """Twelve digits that stand for its content."""
+        return self.classifier.bundle.version
+
+
+class Models:
+    """Models by name and version; the first is the default. Safe to use from many threads."""
+
+    def __init__(self, paths: Sequence[Path], load: Load) -> None:
+        """Load and warm up every bundle.
+
+        Args:
+            paths: bundle folders; the first is the default model.
+            load: makes a classifier of a bundle folder.
+
+        Raises:
+            DeitLTError: a bundle cannot be loaded.
+            UsageError: two folders hold the same bundle.
+        """
+        self._load = load
+        self._models = tuple(self._warm(path) for path in paths)
+        self._refuse_twins(self._models)
+        self._stop = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    @property
+    def default(self) -> Model:
+        """The model of requests that name none."""
+        return self._models[0]
+
+    def all(self) -> tuple[Model, ...]:
+        """Every model, the default first."""
+        return self._models
+
+    def find(self, name: str | None = None, version: str | None = None) -> Model:
+        """The model of this name and version; of several versions the one listed first.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        models = self._models
+        if name is None and version is None:
+            return models[0]
+        for model in models:
+            if name in (None, model.name) and version in (None, model.version):
+                return model
+        wanted = name or "of this name"
+        if version is not None:
+            wanted += f" in version {version}"
+        served = ", ".join(f"{model.name} {model.version}" for model in models)
+        raise UnknownModel(f"there is no model {wanted}; served are {served}")
+
+    def refresh(self) -> list[Model]:
+        """Take over bundles that were written again; returns the new models."""
+        replaced = []
+        for number, model in enumerate(self._models):
+            try:
+                if _stamp(model.path) == model.stamp:
+                    continue
+                new = self._warm(model.path)
+                candidates = (*self._models[:number], new, *self._models[number + 1 :])
+                self._refuse_twins(candidates)
+            except (DeitLTError, OSError) as error:
+                logger.error("%s stays in use: %s", model.version, error)
+                continue
+            self._models = candidates  # one assignment: readers see the old tuple or the new
+            replaced.append(new)
+            logger.info("%s: version %s replaces %s", new.name, new.version, model.version)
+        return replaced
+
+    def watch(self, interval_s: float) -> None:
+        """Call `refresh` every so many seconds, on a thread of its own, until `close`."""
+        self._watcher = threading.Thread(
+            target=self._watch, args=(interval_s,), name="deitlt-reload", daemon=True
+        )
+        self._watcher.start()
+
+    def close(self) -> None:
+        """End the watching thread."""
+        self._stop.set()
+        if self._watcher is not None:
+            self._watcher.join()
+
+    def _watch(self, interval_s: float) -> None:
+        while not self._stop.wait(interval_s):
+            self.refresh()
+
+    def _warm(self, path: Path) -> Model:
+        stamp = _stamp(path)  # before it is read: a change in between is seen the next time
+        classifier = self._load(path)
+        picture = BytesIO()
+        Image.new("RGB", (32, 32)).save(picture, "PNG")
+        classifier.predict_one(picture.getvalue())
+        return Model(path, classifier, stamp)
+
+    @staticmethod
+    def _refuse_twins(models: Sequence[Model]) -> None:
+        seen: dict[tuple[str, str], Path] = {}
+        for model in models:
+            key = (model.name, model.version)
+            if key in seen:
+                raise UsageError(f"{model.path} and {seen[key]} hold the same bundle")
+            seen[key] = model.path
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """What of a bundle changes when it is written again; zeros where there is none."""
+    try:
+        status = (path / MANIFEST).stat()
+    except FileNotFoundError:
+        return (0, 0, 0)
+    return (status.st_ino, status.st_mtime_ns, status.st_size)

@@ -1,0 +1,104 @@
+// Talking to the service: one picture a request, and every way it can fail in words.
+
+const TOP_K = 5;
+const MAX_TRIES = 4;
+const TITLES = {
+  400: "The service did not understand the request",
+  404: "This service does not do that",
+  413: "This picture is too large",
+  415: "This is not a picture the service can read",
+  422: "This picture is damaged",
+  429: "The service is busy",
+  500: "Something went wrong in the service",
+  502: "The service cannot be reached",
+  503: "The service is not ready",
+  504: "This took too long",
+};
+const WORTH_ANOTHER_TRY = new Set([429, 500, 502, 503, 504]);
+
+/** Why there is no answer, for people. */
+export class Failure extends Error {
+  constructor(title, detail, { status = 0, code = "", requestId = "", retryAfterS = 1 } = {}) {
+    super(title);
+    Object.assign(this, { title, detail, status, code, requestId, retryAfterS });
+    this.canRetry = status === 0 || WORTH_ANOTHER_TRY.has(status);
+  }
+}
+
+/**
+ * What the service says of one picture.
+ *
+ * A busy service says when to come back; that is done here, a few times, with `onWait(seconds)`
+ * called before each pause.
+ */
+export async function classify(file, { blend, signal, onWait }) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Failure("This file cannot be read", "It may have moved, or it is a folder.");
+  }
+  const query = new URLSearchParams({ experts: "true", top_k: TOP_K, blend });
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await ask(`/v1/classify?${query}`, {
+        method: "POST",
+        body: file,
+        // The bytes say what a file is; its name, which a browser goes by, may lie.
+        headers: { "Content-Type": "application/octet-stream", Accept: "application/json" },
+        signal,
+      });
+    } catch (error) {
+      const busy = error instanceof Failure && (error.status === 429 || error.status === 503);
+      if (!busy || attempt === MAX_TRIES) throw error;
+      onWait(error.retryAfterS);
+      await pause(error.retryAfterS, signal);
+    }
+  }
+}
+
+/** The models that are served. */
+export async function fetchModels() {
+  return (await ask("/v1/models", { headers: { Accept: "application/json" } })).models;
+}
+
+async function ask(path, options) {
+  let response;
+  try {
+    response = await fetch(path, { credentials: "same-origin", ...options });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Failure("No connection to the service", "Check the network, then try again.");
+  }
+  let body = null;
+  try {
+    body = await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+  }
+  if (response.ok && body) return body;
+  throw failureOf(response, body);
+}
+
+function failureOf(response, body) {
+  const { code = "", message = "", request_id: requestId = "" } = body?.error ?? {};
+  const status = response.status;
+  const title = TITLES[status] ?? `The service answered with status ${status}`;
+  const seconds = Number(response.headers.get("Retry-After"));
+  const retryAfterS = seconds > 0 && seconds <= 30 ? seconds : 1;
+  return new Failure(title, sentence(message), { status, code, requestId, retryAfterS });
+}
+
+function sentence(text) {
+  if (!text) return "";
+  return text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
+
+function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, 1000 * seconds);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason ?? new DOMException("aborted", "AbortError"));
+    });
+  });
+}

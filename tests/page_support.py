@@ -1,0 +1,42 @@
+"""What the tests of the pages ask: the real service over HTTP, with answers to put in their way."""
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from serving.backend import Backend
+from serving.frontend import Frontend
+from serving.settings import Settings
+from tests.service_support import CLASSIFY, LIMITS
+
+
+class World:
+    """The service over real HTTP, what was asked of it, and answers to give instead of its own.
+
+    Attributes:
+        queries: the options of each request to classify.
+        instead: answers to the next of them, for what the service says only under load.
+    """
+
+    def __init__(self) -> None:
+        self.backend = Backend.start(Settings.from_environ(LIMITS))
+        self.bundle = self.backend.models.default.classifier.bundle
+        self.queries: list[dict[str, str]] = []
+        self.instead: list[Response] = []
+        self.url = ""
+        self._frontend = Frontend()
+        self._frontend.attach(self.backend)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == CLASSIFY:
+            request = Request(scope, receive)
+            self.queries.append(dict(request.query_params))
+            if self.instead:
+                await request.body()
+                return await self.instead.pop(0)(scope, receive, send)
+        await self._frontend(scope, receive, send)
+
+
+def busy(status: int, code: str, headers: dict[str, str] | None = None) -> Response:
+    body = {"error": {"code": code, "message": "there is no room", "request_id": "id-7"}}
+    return JSONResponse(body, status, headers=headers)

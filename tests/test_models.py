@@ -1,0 +1,108 @@
+"""Bundles that are written again while they are served: taken over whole, or not at all."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deitlt.bundle import MODEL
+from deitlt.classifier import Classifier, load
+from deitlt.engine import Engine
+from deitlt.errors import BundleError, UnknownModel, UsageError
+from serving.models import Models
+from tests.service_support import picture
+
+PATIENCE_S = 30
+
+
+def load_cpu(path: Path) -> Classifier:
+    return load(path, device="cpu", num_threads=1)
+
+
+def replace(target: Path, source: Path) -> None:
+    """Put another bundle in its place as an export does, in renames."""
+    target.rename(target.with_name("old"))
+    source.rename(target)
+    shutil.rmtree(target.with_name("old"))
+
+
+def test_a_new_bundle_takes_over(tmp_path: Path, make_bundle: Callable[..., Path]) -> None:
+    served = make_bundle(tmp_path / "served", name="a")
+    models = Models([served], load_cpu)
+    old = models.default
+    assert models.refresh() == []
+    replace(served, make_bundle(tmp_path / "next", name="b"))
+    (new,) = models.refresh()
+    assert models.default is new
+    assert (old.name, new.name) == ("a", "b")
+    assert models.find("b", new.version) is new
+    with pytest.raises(UnknownModel, match="no model a; served are b"):
+        models.find("a")
+    assert old.classifier.predict_one(picture()).label  # whoever holds it can still use it
+
+
+def test_a_damaged_new_bundle_leaves_the_old_one(
+    tmp_path: Path, make_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    served = make_bundle(tmp_path / "served", name="a")
+    models = Models([served], load_cpu)
+    old = models.default
+    broken = make_bundle(tmp_path / "next", name="b")
+    (broken / MODEL).write_bytes(b"broken")
+    replace(served, broken)
+    assert models.refresh() == []
+    assert models.default is old
+    assert "stays in use" in caplog.text
+    shutil.rmtree(served)
+    assert models.refresh() == []
+    assert models.default is old
+    make_bundle(served, name="c")
+    assert [model.name for model in models.refresh()] == ["c"]
+
+
+def test_no_request_is_dropped_while_versions_change(
+    tmp_path: Path, make_bundle: Callable[..., Path]
+) -> None:
+    served = make_bundle(tmp_path / "served", name="v0")
+    models = Models([served], load_cpu)
+    models.watch(0.01)
+    seen: list[str] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            model = models.default
+            (future,) = engine.submit_all([picture()], classifier=model.classifier)
+            future.result(PATIENCE_S)
+            seen.append(model.name)
+
+    with Engine(models.default.classifier, num_workers=2) as engine:
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            for number in (1, 2, 3):
+                name = f"v{number}"
+                replace(served, make_bundle(tmp_path / "next", name=name))
+                reached = threading.Event()
+                for _ in range(PATIENCE_S * 100):
+                    if seen and seen[-1] == name:
+                        reached.set()
+                        break
+                    done.wait(0.01)
+                assert reached.is_set(), f"{name} was not taken over"
+        finally:
+            done.set()
+            asking.join()
+            models.close()
+    assert list(dict.fromkeys(seen)) == ["v0", "v1", "v2", "v3"]
+
+
+def test_what_cannot_be_served_is_refused(tmp_path: Path, make_bundle: Callable[..., Path]) -> None:
+    one = make_bundle(tmp_path / "one", name="a")
+    two = shutil.copytree(one, tmp_path / "two")
+    with pytest.raises(UsageError, match="hold the same bundle"):
+        Models([one, two], load_cpu)
+    with pytest.raises(BundleError, match="not a bundle"):
+        Models([tmp_path / "nothing"], load_cpu)

@@ -1,0 +1,131 @@
+"""A real BentoML server: its own clients, the key, the access log, a bundle replaced under load."""
+
+import base64
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import bentoml
+import httpx
+import pytest
+from bentoml.exceptions import BentoMLException
+
+from deitlt.bundle import open_bundle
+from deitlt.classifier import Classifier
+from tests.service_support import CLASSIFY, PATIENCE_S, error_of, picture, plain
+from tests.test_serve import serving
+
+SDK = "/sdk/classify"
+KEY = {"X-API-Key": "sesame"}
+
+
+class Site:
+    """A running server, its bundle folder and its log."""
+
+    def __init__(self, url: str, bundle: Path, log: Path) -> None:
+        self.url, self.bundle, self.log = url, bundle, log
+
+    def post(self, path: str, **options: object) -> httpx.Response:
+        return httpx.post(self.url + path, headers=KEY, timeout=PATIENCE_S, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def site(
+    tmp_path_factory: pytest.TempPathFactory, make_bundle: Callable[..., Path]
+) -> Iterator[Site]:
+    home = tmp_path_factory.mktemp("serve")
+    bundle = make_bundle(home / "bundle", name="first")
+    settings = {
+        "DEITLT_MODEL": str(bundle),
+        "DEITLT_API_KEY": "sesame",
+        "DEITLT_ACCESS_LOG": "true",
+        "DEITLT_RELOAD_S": "0.1",
+    }
+    with serving(home, **settings) as (_, port):
+        yield Site(f"http://127.0.0.1:{port}", bundle, home / "serve.log")
+
+
+def text(image: bytes) -> str:
+    return base64.b64encode(image).decode()
+
+
+def test_bentomls_own_client_gets_the_same_answer(site: Site, classifier: Classifier) -> None:
+    (wanted,) = classifier.predict([picture()], experts=True, top_k=3)
+    with bentoml.SyncHTTPClient(site.url, token=KEY["X-API-Key"]) as client:
+        answer = client.classify(image=text(picture()), experts=True, top_k=3)
+        assert {k: v for k, v in answer.items() if k != "model"} == plain(wanted)
+        for image, status in (("!", 400), (text(b"no image"), 415)):
+            with pytest.raises(BentoMLException) as caught:
+                client.classify(image=image)
+            assert caught.value.error_code == status
+
+
+def test_the_sdk_route_is_guarded(site: Site) -> None:
+    error_of(httpx.post(site.url + SDK, json={"image": ""}), 401, "unauthorized")
+    files = {"image": ("a.png", picture())}
+    error_of(site.post(SDK, files=files), 415, "unsupported_image")
+    # BentoML would fetch it.
+    url = {"image": "http://127.0.0.1:9/"}
+    error_of(site.post(SDK, data=url), 415, "unsupported_image")
+    assert site.post(SDK, json=url).status_code == 400
+    error_of(site.post(SDK, json={"image": "A" * 300_000}), 413, "too_large")
+    assert site.post(SDK, json={"image": 3}).status_code == 400
+
+
+def test_the_key_is_asked_for_and_health_is_not(site: Site) -> None:
+    error_of(httpx.post(site.url + CLASSIFY, content=picture()), 401, "unauthorized")
+    assert site.post(CLASSIFY, content=picture()).status_code == 200
+    for path in ("/livez", "/readyz", "/docs", "/"):
+        assert httpx.get(site.url + path, timeout=PATIENCE_S).status_code == 200
+
+
+def test_the_access_log_is_json_on_standard_output(site: Site) -> None:
+    answer = site.post(f"{CLASSIFY}?top_k=0", content=picture())
+    request_id = answer.headers["x-request-id"]
+    for _ in range(PATIENCE_S * 10):
+        lines = [line for line in site.log.read_text().splitlines() if request_id in line]
+        if lines:
+            break
+        time.sleep(0.1)
+    (line,) = lines
+    noted = json.loads(line)
+    assert (noted["status"], noted["error"]) == (400, "bad_request")
+    assert (noted["path"], noted["client"]) == (CLASSIFY, "127.0.0.1")
+
+
+def test_a_new_version_takes_over_without_a_dropped_request(
+    site: Site, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    seen: list[tuple[int, str]] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            answer = site.post(CLASSIFY, content=picture())
+            seen.append((answer.status_code, answer.json().get("model", {}).get("name", "")))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        new = make_bundle(site.bundle.with_name("new"), name="second")
+        while not seen:
+            time.sleep(0.01)
+        site.bundle.rename(tmp_path / "old")
+        new.rename(site.bundle)
+        for _ in range(PATIENCE_S * 20):
+            if seen and seen[-1][1] == "second":
+                break
+            time.sleep(0.05)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert {status for status, _ in seen} == {200}
+    assert list(dict.fromkeys(name for _, name in seen)) == ["first", "second"]
+    models = httpx.get(f"{site.url}/v1/models", headers=KEY).json()["models"]
+    assert [m["version"] for m in models] == [open_bundle(site.bundle).version]
+    shutil.rmtree(tmp_path / "old")
