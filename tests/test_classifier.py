@@ -234,7 +234,11 @@ def test_one_image_instead_of_a_list_is_a_mistake(classifier: Classifier, png: P
 
 def test_an_answer_is_plain_json(classifier: Classifier, png: Png) -> None:
     plain = json.loads(json.dumps(classifier.predict([png(0)])[0].to_dict()))
-    assert list(plain) == ["label", "index", "probability", "group", "top_k"]
+    fields = ["label", "index", "probability", "group", "experts_agree", "top_k"]
+    assert list(plain) == fields
+    with_logits = classifier.predict_each([png(0)], Options(logits=True))[0]
+    assert isinstance(with_logits, Prediction)
+    assert list(with_logits.to_dict()) == [*fields, "logits"]
     with_experts = classifier.predict_each([png(0)], Options(experts=True))[0]
     assert isinstance(with_experts, Prediction)
     assert set(with_experts.to_dict()["experts"]) == {"cls", "dist", "agree"}
