@@ -89,7 +89,6 @@ def test_an_interrupted_run_keeps_the_old_rows_and_what_it_had(output: Path) -> 
     assert names(output.with_name("rows.csv.partial")) == ["a.png"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there Ctrl-C goes to a whole console")
 def test_ctrl_c_is_one_line_and_status_130(photos: Path, output: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", HELD, *predict(photos, output), "-j", "1"],

@@ -262,10 +262,10 @@ def world(
 def test_image_files_get_the_answers_of_the_library(protocol: Protocol, world: World) -> None:
     answer = world.server.ask(protocol, {"encoded": as_encoded(world.photos)})
     outputs = np.stack([answer[name] for name in OUTPUTS], axis=1)
-    np.testing.assert_array_equal(outputs, world.library["outputs"], strict=True)
+    np.testing.assert_array_equal(outputs, world.local["outputs"], strict=True)
     probabilities = softmax(answer["logits"])
-    assert [str(best) for best in probabilities.argmax(axis=1)] == list(world.library["labels"])
-    np.testing.assert_allclose(probabilities.max(axis=1), world.library["probabilities"], rtol=1e-6)
+    assert [str(best) for best in probabilities.argmax(axis=1)] == list(world.local["labels"])
+    np.testing.assert_allclose(probabilities.max(axis=1), world.local["probabilities"], rtol=1e-6)
 
 
 @both_protocols
@@ -274,7 +274,7 @@ def test_pixels_get_the_answers_of_the_graph(
 ) -> None:
     answer = world.server.ask(protocol, {"images": golden})
     outputs = np.stack([answer[name] for name in OUTPUTS], axis=1)
-    np.testing.assert_array_equal(outputs, world.library["outputs"][: len(golden)], strict=True)
+    np.testing.assert_array_equal(outputs, world.local["outputs"][: len(golden)], strict=True)
     # This process may have another version of ONNX Runtime than the server.
     here = classifier.runtime.run(golden).logits
     np.testing.assert_allclose(outputs[:, 0], here, rtol=0, atol=1e-4)
@@ -290,7 +290,7 @@ def test_a_damaged_image_fails_alone_in_its_batch(protocol: Protocol, world: Wor
     assert isinstance(failed, InferenceServerException)
     assert failed.status() in CALLERS_FAULT
     assert failed.message().startswith("decode_failed: the image is damaged")
-    np.testing.assert_array_equal(np.concatenate(answers), world.library["outputs"][:8, 0])
+    np.testing.assert_array_equal(np.concatenate(answers), world.local["outputs"][:8, 0])
     # Fewer batches than requests: the damaged image did have neighbours.
     assert sum(world.server.batches("patient").values()) - before < len(sent)
 
@@ -298,7 +298,7 @@ def test_a_damaged_image_fails_alone_in_its_batch(protocol: Protocol, world: Wor
 def test_requests_are_run_one_by_one_on_a_cpu(world: World) -> None:
     requests = [[photo] for photo in world.photos] * 3
     answers = world.server.ask_together("http", requests, "renewed")
-    expected = np.tile(world.library["outputs"][:, 0], (3, 1))
+    expected = np.tile(world.local["outputs"][:, 0], (3, 1))
     np.testing.assert_array_equal(np.concatenate(answers), expected)
     assert world.server.batches("renewed").keys() == {1}
 
@@ -325,7 +325,7 @@ def test_wrong_requests_are_the_callers(protocol: Protocol, world: World, golden
 @both_protocols
 def test_classes_come_with_their_names(protocol: Protocol, world: World, golden: Pixels) -> None:
     rows = world.server.best(protocol, golden, "distillation_logits", 3)
-    for row, logits in zip(rows, world.library["outputs"][: len(golden), 2], strict=True):
+    for row, logits in zip(rows, world.local["outputs"][: len(golden), 2], strict=True):
         for text, index in zip(row, np.argsort(-logits)[:3], strict=True):
             value, position, label = text.split(":", 2)
             assert (int(position), label) == (index, str(index))

@@ -280,12 +280,12 @@ def serve(environment: Environment, models: Path, folder: Path, *ports: int) -> 
 
 @dataclass(frozen=True)
 class World:
-    """A running server, what it serves, pictures, and what the library says of them there."""
+    """A running server, what it serves, pictures, and what `deitlt.load()` says of them there."""
 
     server: Server
     models: Path
     photos: list[bytes]
-    library: dict[str, Array]
+    local: dict[str, Array]
 
 
 @contextmanager
@@ -293,13 +293,13 @@ def make_world(folder: Path, golden: Pixels, environment: Environment) -> Iterat
     """Three models: as exported, one that puts requests together, one to renew."""
     bundle = open_bundle(default_bundle())
     files, models = photos(golden), folder / "models"
-    library = ask_library(environment, bundle, files, folder)
+    local = ask_library(environment, bundle, files, folder)
     export_triton(bundle, models, replace(PYTHON, max_batch_size=16))
     patient = replace(PYTHON, instances=1, max_queue_delay_us=500_000)
     export_triton(bundle, models, patient, name="patient")
     export_triton(bundle, models, PYTHON, name="renewed")
     with serve(environment, models, folder / "server") as server:
-        yield World(server, models, files, library)
+        yield World(server, models, files, local)
 
 
 def _find_python() -> tuple[str, dict[str, str]]:
