@@ -16,12 +16,12 @@ from typing import Any
 import timm
 import torch
 
-from deitlt.cli import OneLineParser
-from deitlt.errors import CheckpointError, DeitLTError, UsageError
+from deitlt.errors import CheckpointError, UsageError
 from deitlt.files import file_sha256, new_folder
 from deitlt.labelled import read_labelled
 from deitlt.longtail import IntArray, long_tailed_subset
 from deitlt.preprocess import PreprocessSpec
+from deitlt.program import OneLineParser, run_program
 from deitlt.weights import Card, save_tensors
 from export.class_order import (
     RENUMBERED,
@@ -58,15 +58,7 @@ class Imported:
 def main(argv: Sequence[str] | None = None) -> int:
     """Import a checkpoint; returns 0, or 2 with one line on what was wrong."""
     arguments = _parser().parse_args(argv)
-    try:
-        print(_import(arguments))
-    except DeitLTError as error:
-        print(f"import: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"import: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+    return run_program("import", lambda: print(_import(arguments)))
 
 
 def _parser() -> OneLineParser:

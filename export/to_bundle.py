@@ -11,6 +11,7 @@ triton       a model repository for Triton in triton/
 ```
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -18,8 +19,7 @@ from pathlib import Path
 from typing import get_args
 
 from deitlt.bundle import Bundle
-from deitlt.cli import OK, SOME_FAILED, WRONG_USE, OneLineParser
-from deitlt.errors import DeitLTError
+from deitlt.program import OK, SOME_FAILED, OneLineParser, run_program
 from export.bundle_writer import Options, export_bundle
 from export.fuse import Attention
 from export.gate import MAX_GROUP_LOSS_POINTS, MAX_LOSS_POINTS
@@ -33,32 +33,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 3 if a variant was refused by its gate and the bundle written without it; 2 with one
         line on what was wrong.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
+    return run_program("export", lambda: _export(arguments), output=arguments.output)
+
+
+def _export(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
-    try:
-        bundle = export_bundle(
-            arguments.checkpoint,
-            arguments.output,
-            arguments.data,
-            Options(
-                variants=tuple(arguments.variants),
-                split=arguments.split,
-                name=arguments.name,
-                attention=arguments.attention,
-                calibration=arguments.calibration,
-                max_images=arguments.max_images,
-                max_loss_points=arguments.max_loss,
-                max_group_loss_points=arguments.max_group_loss,
-            ),
-            overwrite=arguments.overwrite,
-        )
-    except DeitLTError as error:
-        print(f"export: {error}", file=sys.stderr)
-        return WRONG_USE
-    except OSError as error:
-        print(f"export: {error.filename or arguments.output}: {error.strerror}", file=sys.stderr)
-        return WRONG_USE
+    bundle = export_bundle(
+        arguments.checkpoint,
+        arguments.output,
+        arguments.data,
+        Options(
+            variants=tuple(arguments.variants),
+            split=arguments.split,
+            name=arguments.name,
+            attention=arguments.attention,
+            calibration=arguments.calibration,
+            max_images=arguments.max_images,
+            max_loss_points=arguments.max_loss,
+            max_group_loss_points=arguments.max_group_loss,
+        ),
+        overwrite=arguments.overwrite,
+    )
     print(bundle.describe())
     print(f"exported in {time.perf_counter() - start:.1f} s")
     return _report_refused(bundle)

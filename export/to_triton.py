@@ -35,10 +35,10 @@ from deitlt.bundle import (
     Bundle,
     open_bundle,
 )
-from deitlt.cli import OneLineParser
-from deitlt.errors import BundleError, DataError, DeitLTError, UsageError
+from deitlt.errors import BundleError, DataError, UsageError
 from deitlt.files import new_folder, write_text
 from deitlt.preprocess import Pixels, normalise
+from deitlt.program import OneLineParser, run_program
 from export.triton_config import (
     CONFIG,
     LABELS,
@@ -64,6 +64,11 @@ TRITON_TYPES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a model; returns 0, or 2 with one line on what was wrong."""
+    arguments = _parser().parse_args(argv)
+    return run_program("to_triton", lambda: _export(arguments))
+
+
+def _parser() -> OneLineParser:
     options = ServerOptions()
     parser = OneLineParser(
         prog="python -m export.to_triton",
@@ -119,32 +124,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="requests that may wait; more are refused (default 64 on a CPU, 256 on a GPU)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model of that name")
-    arguments = parser.parse_args(argv)
-    try:
-        model = export_triton(
-            open_bundle(arguments.bundle),
-            arguments.repository,
-            ServerOptions(
-                backend=arguments.backend,
-                device=arguments.device,
-                max_batch_size=arguments.max_batch_size,
-                instances=arguments.instances,
-                max_queue_delay_us=arguments.max_queue_delay_us,
-                max_queue_size=arguments.max_queue_size,
-            ),
-            variant=arguments.variant,
-            name=arguments.name,
-            model_version=arguments.model_version,
-            overwrite=arguments.overwrite,
-        )
-    except DeitLTError as error:
-        print(f"to_triton: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"to_triton: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        return 2
+    return parser
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    model = export_triton(
+        open_bundle(arguments.bundle),
+        arguments.repository,
+        ServerOptions(
+            backend=arguments.backend,
+            device=arguments.device,
+            max_batch_size=arguments.max_batch_size,
+            instances=arguments.instances,
+            max_queue_delay_us=arguments.max_queue_delay_us,
+            max_queue_size=arguments.max_queue_size,
+        ),
+        variant=arguments.variant,
+        name=arguments.name,
+        model_version=arguments.model_version,
+        overwrite=arguments.overwrite,
+    )
     print(f"wrote {model}; serve it with: tritonserver --model-repository {model.parent}")
-    return 0
 
 
 def export_triton(

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from deitlt.batch import Source, find_sources, predict_iter, write_csv
+from deitlt.batch.output import write_csv
+from deitlt.batch.pipeline import predict_iter
+from deitlt.batch.sources import Source, find_sources
 from deitlt.classifier import Classifier, Options, Prediction
 from deitlt.cli import main
 from deitlt.engine import Engine
@@ -96,7 +98,7 @@ def test_images_of_two_folders_keep_apart(
 
 def test_a_pattern_is_sorted(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [str(photos / name) for name in ("b.png", "sub", "a.PNG")]
-    monkeypatch.setattr("deitlt.batch.glob.glob", lambda *_, **__: found)
+    monkeypatch.setattr("deitlt.batch.sources.glob.glob", lambda *_, **__: found)
     assert [s.path.name for s in find_sources([str(photos / "*")])] == ["a.PNG", "b.png"]
 
 

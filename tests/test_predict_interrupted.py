@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deitlt.batch import Source, write_csv
+from deitlt.batch.output import write_csv
+from deitlt.batch.sources import Source
 from deitlt.classifier import Prediction
 from deitlt.cli import main
 from deitlt.errors import DecodeFailed, ImageError
@@ -19,7 +20,8 @@ TIMEOUT_S = 60  # only ever waited for where a test fails
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from deitlt.batch import find_sources, write_csv
+from deitlt.batch.output import write_csv
+from deitlt.batch.sources import find_sources
 from deitlt.errors import DecodeFailed
 def results():
     for number, source in enumerate(find_sources([sys.argv[1]])):
@@ -123,8 +125,8 @@ def test_ctrl_c_before_the_first_image_is_one_line_too(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deitlt.cli.load", interrupted)
-    monkeypatch.setattr("deitlt.cli.open_bundle", interrupted)
+    monkeypatch.setattr("deitlt.commands.predict.load", interrupted)
+    monkeypatch.setattr("deitlt.commands.inspect.open_bundle", interrupted)
     assert main(predict(photos, output) if command == "predict" else ["inspect"]) == 130
     error = capsys.readouterr().err
     assert error.startswith("deitlt: interrupted; ")

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 import tyro
 
-from deitlt.errors import DeitLTError, UsageError
+from deitlt.errors import UsageError
+from deitlt.program import run_program as end_in_one_line
 from training.config import Recipe, kebab
 from training.engine.distributed import speaks
 from training.engine.stopping import Stopped
@@ -67,28 +68,23 @@ def run_program(
     Returns:
         The body's status or 0; 2 for a user's mistake; 130 for Ctrl-C and 143 for SIGTERM.
     """
-    try:
-        status = body(list(sys.argv[1:] if argv is None else argv))
-    except DeitLTError as error:
-        return _end(program, str(error), 2)
-    except torch.OutOfMemoryError:
-        advice = "train with a smaller --micro-batch-size (gradients add up) or a smaller model"
-        return _end(program, f"the GPU's memory is full; {advice}", 2)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _end(program, f"{where}{error.strerror or error}", 2)
-    except Stopped as stop:
-        return _end(program, str(stop), 128 + stop.signal_number)
-    except KeyboardInterrupt:
-        return _end(program, interrupted, 130)
-    return status or 0
+    words = list(sys.argv[1:] if argv is None else argv)
 
+    def say(line: str) -> None:
+        if speaks():  # of many processes one does
+            print(line, file=sys.stderr)
 
-def _end(program: str, line: str, status: int) -> int:
-    """Say why a program ends; of many processes one speaks."""
-    if speaks():
-        print(f"{program}: {line}", file=sys.stderr)
-    return status
+    def checked() -> int | None:
+        try:
+            return body(words)
+        except torch.OutOfMemoryError as error:
+            advice = "train with a smaller --micro-batch-size (gradients add up) or a smaller model"
+            raise UsageError(f"the GPU's memory is full; {advice}") from error
+        except Stopped as stop:
+            say(f"{program}: {stop}")
+            return 128 + stop.signal_number
+
+    return end_in_one_line(program, checked, interrupted=interrupted, say=say)
 
 
 def pick_recipe(

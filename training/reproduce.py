@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from deitlt.cli import OneLineParser
 from deitlt.errors import UsageError
 from deitlt.files import write_text
+from deitlt.program import OneLineParser
 from training.command_line import run_program
 
 PROGRAM = "training.reproduce"

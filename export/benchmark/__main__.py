@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from deitlt.cli import OK, WRONG_USE, OneLineParser
 from deitlt.engine import usable_cores
-from deitlt.errors import DeitLTError, RuntimeUnavailable, UsageError
+from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.files import write_json
+from deitlt.program import OneLineParser, run_program
 from deitlt.student import SIZES, Size, StudentConfig
 from export.benchmark.measure import Steal, pick_yardstick
 from export.benchmark.report import (
@@ -37,7 +37,6 @@ from export.benchmark.students import Student, trained, untrained
 from export.benchmark.targets import targets
 
 PROGRAM = "export.benchmark"
-INTERRUPTED = 130
 MATRIX_SIDE = {"cpu": 1536, "cuda": 8192}
 # What takes longer than the rest of a quick run.
 SLOW = "compile"
@@ -51,18 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
-    try:
-        benchmark(arguments, shlex.join(["python", "-m", PROGRAM, *words]))
-    except DeitLTError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return WRONG_USE
-    except OSError as error:
-        print(f"{PROGRAM}: {error.filename or arguments.json}: {error.strerror}", file=sys.stderr)
-        return WRONG_USE
-    except KeyboardInterrupt:
-        print(f"\n{PROGRAM}: interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return OK
+    command_line = shlex.join(["python", "-m", PROGRAM, *words])
+
+    def body() -> None:
+        benchmark(arguments, command_line)
+
+    return run_program(PROGRAM, body, output=arguments.json)
 
 
 def benchmark(arguments: argparse.Namespace, command_line: str) -> dict[str, Any]:

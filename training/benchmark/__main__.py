@@ -31,7 +31,6 @@ from training.engine.distributed import World, pick_device
 from training.recipes.students import cifar
 
 PROGRAM = "training.benchmark"
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,16 +165,12 @@ def student_recipe(scale: Scale, size: Size) -> StudentRecipe:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; returns 0, also where targets are missed, or 2 with one line on what was wrong."""
-    return run_program(PROGRAM, argv, _main)
+    return run_program(PROGRAM, argv, _main, interrupted="interrupted; nothing was written")
 
 
 def _main(argv: list[str]) -> None:
     command: BenchmarkCommand = parse(PROGRAM, BenchmarkCommand, argv)
-    try:
-        benchmark(command, shlex.join(["python", "-m", PROGRAM, *argv]))
-    except KeyboardInterrupt:
-        print(f"\n{PROGRAM}: interrupted; nothing was written", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+    benchmark(command, shlex.join(["python", "-m", PROGRAM, *argv]))
 
 
 def benchmark(command: BenchmarkCommand, command_line: str) -> list[Row]:

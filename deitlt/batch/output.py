@@ -1,31 +1,19 @@
-"""Offline batch prediction: every input gets its rows, in input order, whatever befalls it."""
+"""Predictions to a file: rows of known columns, and a name that stands for a complete file."""
 
 import csv
-import glob
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from deitlt.classifier import Options, Prediction
-from deitlt.engine import Engine
+from deitlt.batch.sources import Source
+from deitlt.classifier import Prediction
 from deitlt.errors import ImageError, UsageError
-from deitlt.labelled import image_files
 
 COLUMNS = ["filename", "rank", "index", "label", "prob"]
 EXPERT_COLUMNS = ["cls_label", "cls_prob", "dist_label", "dist_prob", "agree"]
 LAST_COLUMNS = ["group", "error", "model_version"]
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """An image to classify: where it is, and the name its rows bear."""
-
-    path: Path
-    filename: str
 
 
 @dataclass(slots=True)
@@ -34,47 +22,6 @@ class Summary:
 
     num_images: int = 0
     num_failed: int = 0
-
-
-def find_sources(inputs: Sequence[str]) -> list[Source]:
-    """Images of files, folders (recursive) and glob patterns, in the order given.
-
-    A single folder's files are named relative to it. With several inputs every name begins with its
-    input as it was given, so that `a/1.png` and `b/1.png` stay two. Folders are separated by `/`.
-
-    Raises:
-        UsageError: an input does not exist, or there is no image at all.
-    """
-    sources: list[Source] = []
-    for item in inputs:
-        path = Path(item)
-        if path.is_dir():
-            for file in image_files(path):
-                name = file.relative_to(path) if len(inputs) == 1 else file
-                sources.append(Source(file, name.as_posix()))
-        elif path.exists():
-            sources.append(Source(path, path.as_posix()))
-        elif matches := sorted(glob.glob(item, recursive=True)):
-            files = (Path(match) for match in matches)
-            sources.extend(Source(file, file.as_posix()) for file in files if file.is_file())
-        else:
-            raise UsageError(f"{item}: there is no such file, folder or match")
-    if not sources:
-        raise UsageError(f"no images in {', '.join(inputs)}")
-    return sources
-
-
-def predict_iter(
-    engine: Engine, sources: Iterable[Source], options: Options
-) -> Iterator[tuple[Source, Prediction | ImageError]]:
-    """Each source with its prediction or error, in order, with a bounded number in work."""
-    waiting: deque[tuple[Source, Future[Prediction]]] = deque()
-    for source in sources:
-        if len(waiting) >= engine.capacity:
-            yield _finished(*waiting.popleft())
-        waiting.append((source, engine.submit(source.path, options, wait=True)))
-    while waiting:
-        yield _finished(*waiting.popleft())
 
 
 def write_csv(
@@ -114,13 +61,6 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{output.parent}: there is no such folder for the output")
     if output.exists() and not overwrite:
         raise UsageError(f"{output}: exists already; pass --overwrite to replace it")
-
-
-def _finished(source: Source, future: Future[Prediction]) -> tuple[Source, Prediction | ImageError]:
-    try:
-        return source, future.result()
-    except ImageError as error:
-        return source, error
 
 
 def _write_rows(

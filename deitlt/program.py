@@ -1,0 +1,52 @@
+"""How every command-line program of the project begins and ends: one line, and an exit status."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from deitlt.errors import DeitLTError
+
+OK, WRONG_USE, SOME_FAILED = 0, 2, 3
+INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that answers wrong use with one line instead of the whole usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def run_program(
+    program: str,
+    body: Callable[[], int | None],
+    *,
+    output: object = "output",
+    interrupted: str = "interrupted; nothing was written",
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> int:
+    """Run a program's body; a user's mistake becomes one line on stderr.
+
+    Args:
+        program: its name, which starts the line.
+        body: may return an exit status of its own.
+        output: what a write error is about where the system names no file.
+        interrupted: what to say after Ctrl-C.
+        say: where the line goes.
+
+    Returns:
+        The body's status or 0; 2 for a user's mistake, 130 after Ctrl-C.
+    """
+    try:
+        return body() or OK
+    except DeitLTError as error:
+        say(f"{program}: {error}")
+        return WRONG_USE
+    except OSError as error:
+        say(f"{program}: {error.filename or output}: {error.strerror or error}")
+        return WRONG_USE
+    except KeyboardInterrupt:
+        say(f"{program}: {interrupted}")
+        return INTERRUPTED
