@@ -64,7 +64,7 @@ class Options:
         variants: artefacts beside model.onnx, of `variants.OPTIONAL`.
         split: which split of the data to verify on; by default test, else val, else all there is.
         name: the model's name in answers; the bundle folder's name by default.
-        attention: how the ONNX graphs write attention down.
+        attention: how the ONNX graphs write attention down; each variant its own way by default.
         calibration: training images for int8; by default the training split of the data.
         max_images: verify on at most so many images, spread over the classes.
         max_loss_points: largest loss of fp16 and int8 overall, percentage points.
@@ -74,7 +74,7 @@ class Options:
     variants: tuple[str, ...] = ()
     split: str | None = None
     name: str | None = None
-    attention: Attention = "matmul"
+    attention: Attention | None = None
     calibration: Path | None = None
     max_images: int | None = None
     max_loss_points: float = MAX_LOSS_POINTS
@@ -158,7 +158,7 @@ class _Export:
         path = self.folder / variant.file
         kept: list[str] = []
         if variant.write:
-            variant.write(self.model, self.card, self.options.attention, path)
+            variant.write(self.model, self.card, self.options.attention or variant.attention, path)
             actual = self._run(name, variant)
         else:
             actual, kept = self._quantize(name, variant)

@@ -94,8 +94,9 @@ def _parser() -> OneLineParser:
     parser.add_argument(
         "--attention",
         choices=forms,
-        default="matmul",
-        help="ONNX: plain products (opset 20, default) or the Attention operator (opset 23)",
+        default=None,
+        help="ONNX: plain products (opset 20, for runtimes before ONNX Runtime 1.23) or the "
+        "Attention operator (opset 23); default: the operator, in fp16 plain products",
     )
     parser.add_argument("--name", default=None, help="model name in answers; default: folder name")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")

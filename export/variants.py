@@ -26,6 +26,8 @@ class Variant:
         format: what loads it: onnx, torchscript or pt2.
         precision: float32 (held to torch's logits), float16 or int8 (held to torch's accuracy).
         input: what goes in, for people.
+        attention: how ONNX graphs write attention down unless the user says otherwise. The
+            Attention operator is faster on a CPU (RESULTS.md); on a GPU it was never measured.
         write: writes the file; None where it is made from the float32 graph.
     """
 
@@ -33,6 +35,7 @@ class Variant:
     format: str
     precision: str = "float32"
     input: str = "images: uint8 (B, S, S, 3)"
+    attention: Attention = "operator"
     write: Callable[[DeiTLT, Card, Attention, Path], None] | None = None
 
 
@@ -66,7 +69,13 @@ def _pt2(model: DeiTLT, card: Card, attention: Attention, path: Path) -> None:
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
         FLOAT32: Variant(file=MODEL, format="onnx", write=_float32),
-        FP16: Variant(file="model.fp16.onnx", format="onnx", precision="float16", write=_float16),
+        FP16: Variant(
+            file="model.fp16.onnx",
+            format="onnx",
+            precision="float16",
+            attention="matmul",
+            write=_float16,
+        ),
         INT8: Variant(file="model.int8.onnx", format="onnx", precision="int8"),
         "torchscript": Variant(file="model.torchscript", format="torchscript", write=_torchscript),
         "pt2": Variant(file="model.pt2", format="pt2", write=_pt2),

@@ -47,7 +47,7 @@ class Row:
 BASELINE = "plain"
 FLOAT32, INT8 = "float32", "int8"
 WEIGHTS_FILE, PLAIN_FILE, OPTIMIZED_FILE = "student.safetensors", "plain.onnx", "optimized.onnx"
-FLOAT32_FILE, OPERATOR_FILE = "model.onnx", "model.operator.onnx"
+FLOAT32_FILE, MATMUL_FILE = "model.onnx", "model.matmul.onnx"
 INT8_FILE, FP16_FILE = "model.int8.onnx", "model.fp16.onnx"
 TORCHSCRIPT_FILE, PT2_FILE = "model.torchscript", "model.pt2"
 
@@ -99,7 +99,7 @@ _ALL = (
         takes="normalised",
     ),
     Row(key=FLOAT32, label="ours float32", file=FLOAT32_FILE, how="onnx"),
-    Row(key="operator", label="ours float32, Attention operator", file=OPERATOR_FILE, how="onnx"),
+    Row(key="matmul", label="ours float32, plain attention", file=MATMUL_FILE, how="onnx"),
     Row(
         key=INT8,
         label="ours int8",
