@@ -6,10 +6,11 @@
     prediction = classifier.predict(["photo.jpg"], experts=True)[0]
     print(prediction.label, prediction.probability, prediction.experts)
 
-Where things are: `classifier` (images in, predictions out), `engine` (many callers), `batch` and
-`cli` (`deitlt predict`), `preprocess` (decode, resize, crop), `bundle` (the deployable folder),
-`runtimes` (ONNX Runtime), `longtail` and `metrics` (counts, groups, accuracy), `labelled` (labelled
-folders and CSVs), `errors`. Only `student` and `weights` need torch; nothing else imports it.
+Where things are: `classifier` (images in, predictions out), `engine` (many callers), `batch`, `cli`
+and `commands` (the `deitlt` program), `preprocess` (decode, resize, crop), `bundle` (the deployable
+folder), `runtimes` (ONNX Runtime), `batching` (shared runs for a GPU), `longtail` and `metrics`
+(counts, groups, accuracy), `labelled` (labelled folders and CSVs), `errors`. Only `student`,
+`weights` and `torch_runtime` need torch; nothing else imports it.
 """
 
 from deitlt.bundle import Bundle, open_bundle

@@ -53,13 +53,11 @@ class Timing:
         wait_s: in the queue.
         decode_s: from bytes to the model's input.
         infer_s: in the model.
-        batch_size: images in the same call of the model.
     """
 
     wait_s: float = 0.0
     decode_s: float = 0.0
     infer_s: float = 0.0
-    batch_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)

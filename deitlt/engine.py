@@ -2,9 +2,9 @@
 
 The service and batch prediction both submit here, so both give the same answers. On a CPU each
 worker decodes and runs one image at a time: batching does not pay there, and a slow image delays
-nobody else. Callers may bring another classifier than the engine's own: several models then share
-one queue and one set of threads, and a model can be replaced while images of the old one are in
-work.
+nobody else. On a GPU the workers' calls share runs, see `deitlt.batching`. Callers may bring
+another classifier than the engine's own: several models then share one queue and one set of
+threads, and a model can be replaced while images of the old one are in work.
 """
 
 import os

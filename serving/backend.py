@@ -6,13 +6,17 @@ from pathlib import Path
 
 from starlette.requests import Request
 
+from deitlt.batching import BatchingRuntime
 from deitlt.bundle import open_bundle
-from deitlt.classifier import Classifier, load
-from deitlt.engine import Engine
+from deitlt.classifier import Classifier
+from deitlt.engine import Engine, usable_cores
+from deitlt.runtimes import Runtime, open_runtime
 from deitlt.triton_runtime import TritonRuntime
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.settings import Settings
+
+GPU_MAX_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,18 @@ class Backend:
             BundleError: a bundle is missing, damaged or changed, or has no such variant.
             RuntimeUnavailable: the device cannot be had.
         """
-        models = Models(settings.models, partial(load_model, settings))
+        metrics = Metrics()
+        models = Models(settings.models, partial(load_model, settings, metrics))
+        classifier = models.default.classifier
         engine = Engine(
-            models.default.classifier,
-            num_workers=settings.num_workers,
+            classifier,
+            num_workers=settings.num_workers or default_workers(settings, classifier.runtime),
             queue_size=settings.queue_size,
         )
+        metrics.follow(engine, models)
         if settings.reload_s:
             models.watch(settings.reload_s)
-        return cls(settings, models, engine, Metrics(engine, models))
+        return cls(settings, models, engine, metrics)
 
     def ready(self) -> bool:
         """Whether requests can be answered now: where a Triton server runs the models, it too."""
@@ -56,25 +63,43 @@ class Backend:
                 model.classifier.runtime.close()
 
 
-def load_model(settings: Settings, path: Path) -> Classifier:
+def load_model(settings: Settings, metrics: Metrics, path: Path) -> Classifier:
     """A classifier of a bundle folder, running here or on the Triton server of the settings.
 
     Raises:
         DeitLTError: the bundle, the device or the server cannot be used.
     """
-    if not settings.triton:
-        return load(
-            path,
-            variant=settings.variant,
-            device=settings.device,
-            num_threads=1,
-            max_pixels=settings.max_pixels,
-        )
     bundle = open_bundle(path)
-    runtime = TritonRuntime(
-        settings.triton, bundle, timeout_s=settings.timeout_s, binary=settings.triton_binary
+    if settings.triton:
+        remote = TritonRuntime(
+            settings.triton, bundle, timeout_s=settings.timeout_s, binary=settings.triton_binary
+        )
+        return Classifier(bundle, remote, max_pixels=settings.max_pixels)
+    runtime = open_runtime(bundle, settings.variant, device=settings.device, num_threads=1)
+    batching = BatchingRuntime(
+        runtime,
+        max_batch=max_batch(settings, runtime),
+        pad=on_gpu(runtime),
+        observe=metrics.count_call,
     )
-    return Classifier(bundle, runtime, max_pixels=settings.max_pixels)
+    batching.warm_up(bundle.preprocess.img_size)
+    return Classifier(bundle, batching, max_pixels=settings.max_pixels)
+
+
+def max_batch(settings: Settings, runtime: Runtime) -> int:
+    """Most images in one call of the model."""
+    return settings.max_batch or (GPU_MAX_BATCH if on_gpu(runtime) else 1)
+
+
+def default_workers(settings: Settings, runtime: Runtime) -> int:
+    """Images in work at once: the cores decode, and beyond them one batch runs and one gathers."""
+    largest = max_batch(settings, runtime)
+    return usable_cores() + (2 * largest if largest > 1 else 0)
+
+
+def on_gpu(runtime: Runtime) -> bool:
+    """Whether a runtime works on a GPU of this machine."""
+    return "cuda" in runtime.provider.lower()
 
 
 def backend_of(request: Request) -> Backend:

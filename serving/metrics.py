@@ -19,7 +19,7 @@ class Metrics:
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, engine: Engine, models: Models) -> None:
+    def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
         self._requests = Counter(
             "deitlt_requests", "Answered requests.", ["route", "status"], registry=registry
@@ -59,6 +59,10 @@ class Metrics:
             labels,
             registry=registry,
         )
+
+    def follow(self, engine: Engine, models: Models) -> None:
+        """Show how full the queue is and which models are served, as of whenever asked."""
+        registry = self._registry
         waiting = Gauge("deitlt_queue_waiting", "Images that wait.", registry=registry)
         waiting.set_function(lambda: engine.num_waiting)
         room = Gauge("deitlt_queue_capacity", "Images taken at once.", registry=registry)
@@ -82,6 +86,10 @@ class Metrics:
         """Count a request that was taken, with this many images."""
         self._images.observe(number)
 
+    def count_call(self, number: int) -> None:
+        """Count a call of the model on this machine, with this many images."""
+        self._batch.observe(number)
+
     def count_prediction(self, model: str, prediction: Prediction, timing: Timing) -> None:
         """Count an image's answer."""
         for stage, seconds in (
@@ -90,7 +98,6 @@ class Metrics:
             ("inference", timing.infer_s),
         ):
             self._stages[stage].observe(seconds)
-        self._batch.observe(timing.batch_size)
         self._predictions.labels(model, prediction.group).inc()
         if prediction.experts_agree is False:
             self._disagreements.labels(model, prediction.group).inc()

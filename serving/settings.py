@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar, cast, get_args
 
 from deitlt.bundle import FLOAT32, default_bundle
-from deitlt.engine import usable_cores
 from deitlt.errors import UsageError
 from deitlt.preprocess import MAX_PIXELS
 from deitlt.runtimes import Device
@@ -46,7 +45,12 @@ class Settings:
     without that extension."""
 
     num_workers: int
-    """`DEITLT_WORKERS`: images in work at once; default: the usable cores."""
+    """`DEITLT_WORKERS`: images in work at once; 0 (default): the usable cores, on a GPU two batches
+    more."""
+
+    max_batch: int
+    """`DEITLT_MAX_BATCH`: most images in one call of the model; 0 (default): 32 on a GPU, and on a
+    CPU, where batches do not pay, 1."""
 
     queue_size: int
     """`DEITLT_QUEUE_SIZE`: images that may wait beyond those in work (64); then answers are 429."""
@@ -94,7 +98,8 @@ class Settings:
             device=_device(environ, "DEITLT_DEVICE"),
             triton=environ.get("DEITLT_TRITON", ""),
             triton_binary=_flag(environ, "DEITLT_TRITON_BINARY", default=True),
-            num_workers=_number(environ, "DEITLT_WORKERS", usable_cores(), 1, 1024),
+            num_workers=_number(environ, "DEITLT_WORKERS", 0, 0, 1024),
+            max_batch=_number(environ, "DEITLT_MAX_BATCH", 0, 0, 1024),
             queue_size=_number(environ, "DEITLT_QUEUE_SIZE", 64, 0, 100_000),
             max_bytes=_number(environ, "DEITLT_MAX_BYTES", 20 * 2**20, 1, 2**30),
             max_pixels=_number(environ, "DEITLT_MAX_PIXELS", MAX_PIXELS, 1, PILLOW_MAX_PIXELS),

@@ -146,7 +146,15 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
     source = (ROOT / "serving" / "settings.py").read_text(encoding="utf-8")
     assert set(table) == set(re.findall(r'"(DEITLT_\w+)"', source))
     defaults = Settings.from_environ({})
-    for name in ("queue_size", "max_bytes", "max_pixels", "max_images", "timeout_s", "reload_s"):
+    for name in (
+        "queue_size",
+        "max_bytes",
+        "max_pixels",
+        "max_images",
+        "timeout_s",
+        "reload_s",
+        "max_batch",
+    ):
         stated = table[f"DEITLT_{name.upper()}"].partition(" ")[0]
         assert float(stated) == getattr(defaults, name), name
     assert table["DEITLT_DEVICE"] == f"`{defaults.device}`"

@@ -15,7 +15,6 @@ import pytest
 
 from deitlt.bundle import default_bundle
 from deitlt.classifier import Classifier
-from deitlt.engine import usable_cores
 from deitlt.errors import UsageError
 from serving.settings import Settings
 from tests.service_support import (
@@ -39,7 +38,7 @@ def test_settings_have_defaults_that_an_empty_variable_keeps() -> None:
     settings = Settings.from_environ({})
     assert settings == Settings.from_environ({"DEITLT_MODEL": "", "DEITLT_WORKERS": ""})
     assert settings.models == (default_bundle(),)
-    assert settings.num_workers == usable_cores()
+    assert settings.num_workers == 0
     assert (settings.variant, settings.reload_s, settings.api_key) == ("float32", 0, "")
     assert (settings.cors_origins, settings.access_log) == ((), False)
     several = {"DEITLT_MODEL": f"a{os.pathsep}b/c", "DEITLT_CORS_ORIGINS": "https://x, https://y"}
@@ -53,7 +52,7 @@ def test_settings_have_defaults_that_an_empty_variable_keeps() -> None:
     ("name", "value"),
     [
         ("DEITLT_DEVICE", "gpu"),
-        *(("DEITLT_WORKERS", value) for value in ("0", "-1", "two", "1.5")),
+        *(("DEITLT_WORKERS", value) for value in ("-1", "two", "1.5")),
         ("DEITLT_QUEUE_SIZE", "-1"),
         ("DEITLT_MAX_BYTES", "20MB"),
         ("DEITLT_MAX_PIXELS", "178956971"),

@@ -63,7 +63,8 @@ class Held:
         self.engine = Engine(self.classifier, num_workers=1, queue_size=queue_size)
         self.frontend = Frontend()
         settings = Settings.from_environ({**LIMITS, "DEITLT_TIMEOUT_S": str(timeout_s)})
-        metrics = Metrics(self.engine, models)
+        metrics = Metrics()
+        metrics.follow(self.engine, models)
         self.frontend.attach(Backend(settings, models, self.engine, metrics))
         self.client = TestClient(self.frontend, raise_server_exceptions=False)
 
