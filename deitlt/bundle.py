@@ -105,6 +105,16 @@ class Bundle:
             entry["parity"]["max_abs_diff"],
         )
 
+    @property
+    def class_lines(self) -> str:
+        """The class names in order, a line each, as Triton's labels file has them."""
+        return "".join(f"{name}\n" for name in self.classes)
+
+    @property
+    def classes_sha256(self) -> str:
+        """Stands for the classes and their order, for who must not mix up two models."""
+        return sha256(self.class_lines.encode()).hexdigest()
+
     def groups(self) -> Groups:
         """Class indices of head / mid / tail and many / medium / few."""
         return all_groups(self.train_counts)

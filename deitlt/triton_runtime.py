@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from hashlib import sha256
 from http.client import responses
 from importlib import import_module
 from typing import Any, TypeVar
@@ -290,8 +289,7 @@ def _library(name: str) -> Any:
 def _check_parameters(place: str, bundle: Bundle, parameters: Mapping[str, Any]) -> None:
     """Refuse a model that `export.to_triton` wrote from another bundle."""
     stated = {key: value.get("string_value") for key, value in parameters.items()}
-    classes = "".join(f"{name}\n" for name in bundle.classes)
-    if stated.get("classes_sha256", found := sha256(classes.encode()).hexdigest()) != found:
+    if stated.get("classes_sha256", bundle.classes_sha256) != bundle.classes_sha256:
         raise RuntimeUnavailable(f"{place} has other classes than the bundle {bundle.path}")
     fields = stated.get("preprocess")
     if fields and PreprocessSpec.from_dict(json.loads(fields)) != bundle.preprocess:

@@ -16,7 +16,6 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import get_args
 
@@ -181,7 +180,7 @@ def export_triton(
         raise UsageError(f"model version is {model_version}; it must be at least 1")
     artefact = bundle.artefact(variant)
     labels = _labels(bundle)
-    contract = _contract(bundle, artefact, labels, options.backend)
+    contract = _contract(bundle, artefact, options.backend)
     model = repository.resolve() / name
     number = model_version or 1
     if _is_taken(model) and not overwrite:
@@ -271,10 +270,10 @@ def _is_taken(model: Path) -> bool:
     return False
 
 
-def _contract(bundle: Bundle, artefact: Artefact, labels: str, backend: Backend) -> Contract:
+def _contract(bundle: Bundle, artefact: Artefact, backend: Backend) -> Contract:
     parameters = {
         "preprocess": json.dumps(bundle.preprocess.to_dict()),
-        "classes_sha256": sha256(labels.encode()).hexdigest(),
+        "classes_sha256": bundle.classes_sha256,
         "answers": "logits, not probabilities: the mean of both experts, CLS (head), DIST (tail)",
         "variant": artefact.variant,
     }
@@ -328,7 +327,7 @@ def _labels(bundle: Bundle) -> str:
             raise DataError(
                 f"class {index} has a line break in its name {name!r}; Triton takes none"
             )
-    return "".join(f"{name}\n" for name in bundle.classes)
+    return bundle.class_lines
 
 
 def _golden_image(bundle: Bundle, image: Tensor) -> bytes:
