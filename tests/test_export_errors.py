@@ -105,6 +105,15 @@ def test_class_names_that_do_not_match_the_head(
     assert f"names {count} classes and its head has 10" in refusal(run=run)
 
 
+def test_counts_of_other_classes_than_the_head_has(
+    refusal: Refusal, fitted_run: Path, tmp_path: Path
+) -> None:
+    model, card = load_student(fitted_run)
+    wrong = card_of(model, card.preprocess, classes=card.classes, train_counts=[5] * 9)
+    run = save_student(tmp_path / "wrong", model, wrong)
+    assert "names 10 classes and counts the images of 9" in refusal(run=run)
+
+
 def test_a_missing_or_damaged_checkpoint(refusal: Refusal, tmp_path: Path) -> None:
     assert "there is no such file" in refusal(run=tmp_path / "nothing", old=False)
     (tmp_path / STUDENT).write_bytes(b"damaged")

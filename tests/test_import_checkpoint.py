@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from timm.layers import DropPath
 
 from deitlt import load
-from deitlt.preprocess import PreprocessSpec
+from deitlt.preprocess import PreprocessSpec, load_pixels, normalise
 from deitlt.student import StudentConfig, average_logits, load_student
 from deitlt.weights import load_weights
 from export import to_bundle
@@ -125,7 +125,7 @@ def test_timms_distilled_weights_answer_as_timm_does(data: Path, tmp_path: Path)
     assert card.epoch == 0
 
 
-def test_timms_weights_come_by_name_with_timms_preprocessing(
+def test_timms_weights_come_by_name_and_export(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def create(name: str, pretrained: bool) -> Any:
@@ -136,9 +136,17 @@ def test_timms_weights_come_by_name_with_timms_preprocessing(
     monkeypatch.setattr(timm, "create_model", create)
     arguments = ["--output", str(tmp_path / "run"), "--data", str(data)]
     assert main(["--timm", "deit_tiny_distilled_patch16_224", *arguments]) == 0
-    card = load_student(tmp_path / "run")[1]
+    model, card = load_student(tmp_path / "run")
     assert card.preprocess == PreprocessSpec(224, 0.9)
     assert card.recipe["source"] == f"timm {timm.__version__}: deit_tiny_distilled_patch16_224"
+    run, bundle, image = tmp_path / "run", tmp_path / "bundle", data / "ant" / "0.png"
+    assert to_bundle.main([str(run), "--output", str(bundle), "--data", str(data)]) == 0
+    [prediction] = load(bundle, device="cpu", num_threads=1).predict([image], top_k=4)
+    pixels = normalise(load_pixels(image, card.preprocess)[None], card.preprocess)
+    with torch.no_grad():
+        expected = average_logits(*model(torch.from_numpy(pixels))).softmax(dim=1)[0]
+    for score in prediction.top_k:
+        assert score.probability == pytest.approx(float(expected[score.index]), abs=1e-5)
 
 
 def test_a_download_that_fails_is_one_line(
