@@ -19,7 +19,7 @@ demo: $(READY)
 	$(BIN)/python -m training.demo
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -21,6 +21,20 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("tests.export_support", "tests.service_support")
 
+# Made once a process and costly: the files that use one of them run in the same process.
+COSTLY = ("triton_environment", "browser_python", "fitted_run")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests must share a process (`--dist loadgroup`): a file's, and COSTLY's."""
+    used: dict[Path, set[str]] = {}
+    for item in items:
+        used.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
+    for item in items:
+        group = next((name for name in COSTLY if name in used[item.path]), item.path.name)
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 @pytest.fixture
 def bundle_path(tmp_path: Path) -> Path:
