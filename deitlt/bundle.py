@@ -4,7 +4,8 @@
 bundle/
   bundle.json     what this is: classes, counts, groups, preprocessing, hashes, and of each
                   artefact its format, parity with torch and accuracy
-  model.onnx      uint8 (B, H, W, 3) -> logits, cls_logits, distillation_logits, each (B, C)
+  model.onnx      uint8 (B, H, W, 3) -> logits, cls_logits, distillation_logits, each (B, C), and
+                  cls_features, distillation_features, each (B, D)
   golden.npz      a few real images with the logits torch gives for them
   metrics.json    accuracy per head and group;  per_class.csv  accuracy per class
   README.md       model card
@@ -35,6 +36,8 @@ GOLDEN = "golden.npz"
 INPUT = "images"
 NORMALISED_INPUT = "pixel_values"
 OUTPUTS = ("logits", "cls_logits", "distillation_logits")
+# What both heads read; bundles written before there were embeddings lack them.
+FEATURES = ("cls_features", "distillation_features")
 # The artefact that every bundle has.
 FLOAT32 = "float32"
 

@@ -1,7 +1,7 @@
 """Images in, predictions out: the average of both experts, and each expert on request."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitlt.bundle import FLOAT32, Bundle, default_bundle, open_bundle
-from deitlt.errors import DecodeFailed, ImageError, UsageError
+from deitlt.bundle import FEATURES, FLOAT32, Bundle, default_bundle, open_bundle
+from deitlt.errors import ImageError, UsageError
 from deitlt.metrics import softmax
-from deitlt.preprocess import MAX_PIXELS, Pixels, decode, resize_crop, to_rgb
-from deitlt.runtimes import Device, Logits, Outputs, Runtime, open_runtime
-
-ImageLike = bytes | str | Path | Image.Image | NDArray[Any]
+from deitlt.preprocess import MAX_PIXELS, ImageLike, Pixels, image_pixels
+from deitlt.runtimes import Device, Features, Logits, Outputs, Runtime, open_runtime
 
 # One call never holds more images than this; longer lists are run in slices.
 MAX_BATCH = 32
@@ -31,12 +29,14 @@ class Options:
         experts: add what CLS and DIST say on their own.
         blend: weight of CLS against DIST in [0, 1]; 0.5 is the paper's average.
         logits: add the scores before softmax, of the answer and of both experts.
+        embeddings: add the features that both experts read.
     """
 
     top_k: int = 5
     experts: bool = False
     blend: float = 0.5
     logits: bool = False
+    embeddings: bool = False
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -91,6 +91,8 @@ class Prediction:
         top_k: the best classes, best first.
         experts: both experts' own answers, if asked for.
         logits: scores of all classes, in class order, by output name; `logits` is the answer's own.
+        embeddings: CLS and DIST token after the final norm, `D` numbers each, as `cls_features` and
+            `distillation_features`, if asked for.
     """
 
     label: str
@@ -101,11 +103,12 @@ class Prediction:
     top_k: tuple[Score, ...]
     experts: Experts | None = None
     logits: dict[str, list[float]] | None = None
+    embeddings: dict[str, list[float]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The prediction as plain JSON types; `experts` and `logits` only where there are any."""
+        """The prediction as plain JSON types; what was to be asked for only where it was."""
         fields = asdict(self)
-        for name in ("experts", "logits"):
+        for name in ("experts", "logits", "embeddings"):
             if fields[name] is None:
                 del fields[name]
         return fields
@@ -158,6 +161,27 @@ class Classifier:
             results.extend(self._predict_batch(images[start : start + MAX_BATCH], options))
         return results
 
+    def predict_iter(
+        self,
+        images: Iterable[ImageLike],
+        options: Options = Options(),
+        *,
+        num_workers: int | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Prediction | ImageError]:
+        """`predict_each` for any number of images, decoded on all cores, as they are asked for.
+
+        See `deitlt.batch.pipeline.predict_iter` for the arguments; a classifier loaded with
+        `num_threads=1` is fastest.
+        """
+        from deitlt.batch.pipeline import Held, predict_iter  # which imports this module
+
+        sources = map(Held, images)
+        results = predict_iter(
+            self, sources, options, num_workers=num_workers, batch_size=batch_size
+        )
+        return (result for _, result in results)
+
     def predict_one(
         self, image: ImageLike, options: Options = Options(), timing: Timing | None = None
     ) -> Prediction:
@@ -182,7 +206,7 @@ class Classifier:
 
     def load_pixels(self, image: ImageLike) -> Pixels:
         """The model's input `(S, S, 3)` uint8 from one image; raises `ImageError`."""
-        return resize_crop(self._to_rgb(image), self.bundle.preprocess)
+        return image_pixels(image, self.bundle.preprocess, max_pixels=self.max_pixels)
 
     def _predict_batch(
         self, images: Sequence[ImageLike], options: Options
@@ -194,20 +218,21 @@ class Classifier:
 
     def predict_pixels(self, pixels: Pixels, options: Options = Options()) -> list[Prediction]:
         """Predictions for preprocessed `(B, S, S, 3)` uint8 pixels."""
-        outputs = self.runtime.run(pixels)
+        return self.to_predictions(self.runtime.run(pixels), options)
+
+    def to_predictions(self, outputs: Outputs, options: Options = Options()) -> list[Prediction]:
+        """Predictions from what the runtime gave for some images."""
         logits = self._blend(outputs, options)
-        rows = _rows({**outputs.heads(), "logits": logits}) if options.logits else None
-        return [
-            self._prediction(top, experts, agree, rows[i] if rows else None)
-            for i, (top, experts, agree) in enumerate(
-                zip(
-                    self._scores(logits, options.top_k),
-                    self._experts(outputs, options),
-                    _agreement(outputs),
-                    strict=True,
-                )
-            )
-        ]
+        nothing = [None] * len(logits)
+        heads = {**outputs.heads(), "logits": logits}
+        columns = (
+            self._scores(logits, options.top_k),
+            self._experts(outputs, options),
+            _agreement(outputs),
+            _rows(heads) if options.logits else nothing,
+            _rows(_both_features(outputs)) if options.embeddings else nothing,
+        )
+        return [self._prediction(*row) for row in zip(*columns, strict=True)]
 
     def _experts(self, outputs: Outputs, options: Options) -> Sequence[Experts | None]:
         if not options.experts:
@@ -229,12 +254,12 @@ class Classifier:
         top: tuple[Score, ...],
         experts: Experts | None,
         agree: bool | None,
-        logits: dict[str, list[float]] | None,
+        *more: dict[str, list[float]] | None,
     ) -> Prediction:
         best = top[0]
         group = self._group[best.index]
         return Prediction(
-            best.label, best.index, best.probability, group, agree, top, experts, logits
+            best.label, best.index, best.probability, group, agree, top, experts, *more
         )
 
     def _scores(self, logits: Logits, top_k: int) -> list[tuple[Score, ...]]:
@@ -253,24 +278,21 @@ class Classifier:
         except ImageError as error:
             return error
 
-    def _to_rgb(self, image: ImageLike) -> Image.Image:
-        if isinstance(image, Image.Image):
-            return to_rgb(image, max_pixels=self.max_pixels)
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise DecodeFailed(
-                    f"an array must be uint8 of shape (H, W, 3), not {image.dtype} {image.shape}"
-                )
-            if image.size == 0:
-                raise DecodeFailed(f"the array has no pixels, its shape is {image.shape}")
-            return Image.fromarray(image)
-        return decode(image, max_pixels=self.max_pixels)
-
 
 def _both_experts(outputs: Outputs) -> tuple[Logits, Logits]:
     if outputs.cls_logits is None or outputs.distillation_logits is None:
         raise UsageError("this graph gives the average alone; experts and blend need another")
     return outputs.cls_logits, outputs.distillation_logits
+
+
+def _both_features(outputs: Outputs) -> dict[str, Features]:
+    features = outputs.features()
+    if len(features) < len(FEATURES):
+        raise UsageError(
+            "this model gives no features; export the bundle again with this version, and run it "
+            "here, not on Triton"
+        )
+    return features
 
 
 def _agreement(outputs: Outputs) -> list[bool] | list[None]:
@@ -281,8 +303,8 @@ def _agreement(outputs: Outputs) -> list[bool] | list[None]:
     return [bool(c == d) for c, d in zip(*best, strict=True)]
 
 
-def _rows(heads: dict[str, Logits]) -> list[dict[str, list[float]]]:
-    """What each image got from each head."""
+def _rows(heads: Mapping[str, NDArray[np.float32]]) -> list[dict[str, list[float]]]:
+    """The row of each image, by name."""
     count = len(next(iter(heads.values())))
     return [{name: logits[i].tolist() for name, logits in heads.items()} for i in range(count)]
 

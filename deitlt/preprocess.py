@@ -20,6 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from deitlt.errors import DecodeFailed, ImageError, ImageTooLarge, OpenFailed, UnsupportedImage
 
 Pixels = NDArray[np.uint8]
+# Encoded bytes, the path of a file, a picture, or RGB values `(H, W, 3)` uint8.
+ImageLike = bytes | str | Path | Image.Image | NDArray[Any]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -166,6 +168,21 @@ def load_pixels(
 ) -> Pixels:
     """`decode` then `resize_crop`; raises what `decode` raises."""
     return resize_crop(decode(source, max_pixels=max_pixels, max_bytes=max_bytes), spec)
+
+
+def image_pixels(image: ImageLike, spec: PreprocessSpec, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """The model's input `(img_size, img_size, 3)` from any kind of image; raises `ImageError`."""
+    if isinstance(image, Image.Image):
+        return resize_crop(to_rgb(image, max_pixels=max_pixels), spec)
+    if not isinstance(image, np.ndarray):
+        return load_pixels(image, spec, max_pixels=max_pixels)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DecodeFailed(
+            f"an array must be uint8 of shape (H, W, 3), not {image.dtype} {image.shape}"
+        )
+    if image.size == 0:
+        raise DecodeFailed(f"the array has no pixels, its shape is {image.shape}")
+    return resize_crop(Image.fromarray(image), spec)
 
 
 def load_batches(paths: Sequence[Path], spec: PreprocessSpec, batch_size: int) -> Iterator[Pixels]:

@@ -1,6 +1,6 @@
 """What runs a bundle's graph, and on which device.
 
-Legend: `B` images, `S` image side, `C` classes.
+Legend: `B` images, `S` image side, `C` classes, `D` width.
 """
 
 import ctypes
@@ -11,27 +11,38 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deitlt.bundle import FLOAT32, NORMALISED_INPUT, Bundle
+from deitlt.bundle import FEATURES, FLOAT32, NORMALISED_INPUT, OUTPUTS, Bundle
 from deitlt.errors import RuntimeUnavailable
 from deitlt.preprocess import Pixels, PreprocessSpec, normalise
 
 Logits = NDArray[np.float32]
+Features = NDArray[np.float32]
 Device = Literal["auto", "cpu", "cuda"]
 
 
 class Outputs(NamedTuple):
-    """The mean of both experts and each of them, `(B, C)` float32; the field names are the graph's.
+    """What a graph gives, float32; the field names are its own.
 
-    A graph exported without its experts gives the mean alone.
+    The logits are `(B, C)`, the features that both heads read `(B, D)`. A graph exported without
+    its experts gives the mean alone, one of an older bundle no features.
     """
 
     logits: Logits
     cls_logits: Logits | None = None
     distillation_logits: Logits | None = None
+    cls_features: Features | None = None
+    distillation_features: Features | None = None
 
     def heads(self) -> dict[str, Logits]:
         """The scores that are there, by name."""
-        return {name: logits for name, logits in self._asdict().items() if logits is not None}
+        return self._present(OUTPUTS)
+
+    def features(self) -> dict[str, Features]:
+        """The features that are there, by name."""
+        return self._present(FEATURES)
+
+    def _present(self, names: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+        return {name: part for name in names if (part := getattr(self, name)) is not None}
 
 
 class Runtime(Protocol):
@@ -139,6 +150,7 @@ class OnnxRuntime:
         self._input: str = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._preprocess = preprocess if self._input == NORMALISED_INPUT else None
+        self.num_threads = num_threads
 
     @property
     def provider(self) -> str:

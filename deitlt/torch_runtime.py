@@ -36,6 +36,7 @@ class TorchRuntime:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self._device = torch.device(wanted)
+        self.num_threads = num_threads
         try:
             self._module = _load(artefact.path, artefact.format, self._device)
         except Exception as error:  # damaged archives raise errors of zip, pickle, JSON and C++
@@ -49,9 +50,9 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def run(self, pixels: Pixels) -> Outputs:
-        """Logits of `(B, S, S, 3)` uint8 pixels."""
+        """Logits and features of `(B, S, S, 3)` uint8 pixels."""
         results = self._module(torch.from_numpy(pixels).to(self._device))
-        return Outputs(*(logits.cpu().numpy() for logits in results))
+        return Outputs(*(part.cpu().numpy() for part in results))
 
 
 def _load(path: Path, kind: str, device: torch.device) -> torch.nn.Module:

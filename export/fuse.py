@@ -1,4 +1,4 @@
-"""Exact graph surgery: the student as one module that takes raw pixels and gives three logits.
+"""Exact graph surgery: the student as one module, raw pixels in, logits and features out.
 
 Legend: `B` images, `S` image side, `C` classes, `N` tokens (CLS, DIST, patches), `D` width.
 
@@ -37,7 +37,7 @@ Input = Literal["pixels", "normalised"]
 
 
 class FusedStudent(nn.Module):
-    """A student for deployment: pixels in, the average and both experts' logits out."""
+    """A student for deployment: pixels in, the average and what both experts say out."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class FusedStudent(nn.Module):
             preprocess: the normalisation it was trained with.
             attention: how attention is written down; the numbers are the same.
             takes: `pixels` as uint8 `(B, S, S, 3)`, or `normalised` float32 `(B, 3, S, S)`.
-            experts: also give both experts' logits, not only their average.
+            experts: also give both experts' logits and features, not only the average.
             dtype: of the blocks. The patch embedding and the heads stay float32: folding the
                 normalisation leaves weights near 1e-4, where float16 has few bits left, and logits
                 are what answers are compared by. Both are cheap.
@@ -85,7 +85,11 @@ class FusedStudent(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """`logits, cls_logits, distillation_logits`, each `(B, C)`; without `experts` the first."""
+        """`logits, cls_logits, distillation_logits`, each `(B, C)`, then the experts' features.
+
+        Those are the CLS and the DIST row after the final norm, each `(B, D)`, what the heads read.
+        Without `experts` it is `logits` alone.
+        """
         patches = self.patch(self._patches(images)).reshape(-1, self.side**2, self.width)
         patches = patches + self.position
         prefix = self.prefix.expand(patches.shape[0], -1, -1)
@@ -96,7 +100,8 @@ class FusedStudent(nn.Module):
         logits = self.average(tokens.flatten(1))
         if not self.experts:
             return (logits,)
-        return logits, self.head(tokens[:, 0]), self.head_dist(tokens[:, 1])
+        cls, dist = tokens[:, 0], tokens[:, 1]
+        return logits, self.head(cls), self.head_dist(dist), cls, dist
 
     def _patches(self, images: Tensor) -> Tensor:
         """The pixels of each patch as a row: row, column, channel or channel, row, column."""

@@ -49,8 +49,10 @@ class PlainStudent:
     def run(self, pixels: Pixels) -> Outputs:
         """Logits of `(B, S, S, 3)` uint8 pixels."""
         images = torch.from_numpy(normalise(pixels, self.card.preprocess))
-        cls, dist = self.model(images)
-        return Outputs(*(logits.numpy() for logits in (average_logits(cls, dist), cls, dist)))
+        tokens = self.model.tokens(images)
+        cls, dist = self.model.classify(tokens)
+        parts = (average_logits(cls, dist), cls, dist, tokens[:, 0], tokens[:, 1])
+        return Outputs(*(part.numpy() for part in parts))
 
 
 def answers(runtime: Runtime, batches: Iterable[Pixels]) -> Outputs:

@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 
 from deitlt.bundle import (
+    FEATURES,
     FLOAT32,
     GOLDEN,
     INPUT,
@@ -306,7 +307,9 @@ def _signature(graph: Path, pixels: Tensor) -> tuple[Tensor, dict[str, str]]:
         tensor = value.type.tensor_type
         dims = tuple(d.dim_value for d in tensor.shape.dim)[1:]  # without the batch
         found.append(Tensor(value.name, TRITON_TYPES.get(tensor.elem_type, "other"), dims))
-    image, outputs = found[0], {tensor.name: tensor.kind for tensor in found[len(loaded.input) :]}
+    image, given = found[0], found[len(loaded.input) :]
+    # Features are not served: a graph that gives them is asked for its logits alone.
+    outputs = {tensor.name: tensor.kind for tensor in given if tensor.name not in FEATURES}
     normalised = Tensor(NORMALISED_INPUT, "TYPE_FP32", (3, *pixels.dims[:2]))
     if (
         len(loaded.input) != 1

@@ -12,9 +12,9 @@ from PIL import Image
 
 import deitlt
 from deitlt.bundle import OUTPUTS
-from deitlt.classifier import MAX_BATCH, Classifier, ImageLike, Options, Prediction
+from deitlt.classifier import MAX_BATCH, Classifier, Options, Prediction
 from deitlt.errors import DecodeFailed, ImageError, ImageTooLarge, OpenFailed, UsageError
-from deitlt.preprocess import load_pixels
+from deitlt.preprocess import ImageLike, load_pixels
 from deitlt.runtimes import Logits, Outputs
 
 Png = Callable[[int], bytes]

@@ -1,30 +1,180 @@
-"""Sources in, predictions out: in order, with a bounded number in work."""
+"""Sources in, predictions out: in order, decoded on all cores, with a bounded number in work.
 
+Sources are taken in blocks. A block's images are decoded into one array, by worker processes or
+threads, and then classified by a thread of the inference stage; blocks further on are decoded
+meanwhile. What is asked for first is yielded first, however long the input may be.
+"""
+
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from math import ceil
+from typing import TypeVar
 
-from deitlt.batch.sources import Source
-from deitlt.classifier import Options, Prediction
-from deitlt.engine import Engine
-from deitlt.errors import ImageError
+import numpy as np
+
+from deitlt.batch.decode_worker import Readable
+from deitlt.batch.decoding import DecodePool, Errors
+from deitlt.batch.inference import Inference, Plan, choose_plan
+from deitlt.classifier import Classifier, Options, Prediction
+from deitlt.engine import usable_cores
+from deitlt.errors import ImageError, UsageError
+from deitlt.preprocess import ImageLike, Pixels
+
+S = TypeVar("S", bound=Readable)
+Result = Prediction | ImageError
+
+# An input that ends before so many sources is decoded in threads: starting processes takes longer.
+FEW_SOURCES = 64
+# Sources that one worker gets at a time.
+CHUNK = 8
+# A block should take about so long: less, and handing it on costs; more, and cores wait at the end.
+SHORT_BLOCK_S, LONG_BLOCK_S = 0.04, 0.4
+LARGEST_BLOCK = 64
 
 
 def predict_iter(
-    engine: Engine, sources: Iterable[Source], options: Options
-) -> Iterator[tuple[Source, Prediction | ImageError]]:
-    """Each source with its prediction or error, in order, with a bounded number in work."""
-    waiting: deque[tuple[Source, Future[Prediction]]] = deque()
-    for source in sources:
-        if len(waiting) >= engine.capacity:
-            yield _finished(*waiting.popleft())
-        waiting.append((source, engine.submit(source.path, options, wait=True)))
-    while waiting:
-        yield _finished(*waiting.popleft())
+    classifier: Classifier,
+    sources: Iterable[S],
+    options: Options = Options(),
+    *,
+    num_workers: int | None = None,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[tuple[S, Result]]:
+    """Each source with its prediction or error, in order, with a bounded number in work.
+
+    An error of `sources` itself is raised once all before it is yielded. Closing the iterator, or
+    an exception, ends the workers.
+
+    Args:
+        classifier: on a CPU best loaded with `num_threads=1`, as images share the cores.
+        sources: may be endless; no more are taken than are needed to keep the stages busy.
+        options: what the predictions should hold.
+        num_workers: decoding processes, and calls of the model at once on a CPU; 0 decodes in
+            threads. By default as many as there are usable cores, threads for a short input.
+        batch_size: images a call of the model; see `inference.choose_plan`.
+        first: how many sources came before these in an earlier run. With the same batch size the
+            batches are cut at the same places, so the numbers are the same to the last bit.
+
+    Raises:
+        UsageError: an argument is out of range.
+    """
+    if num_workers is not None and num_workers < 0:
+        raise UsageError(f"{num_workers} workers; at least 0 are needed")
+    if first < 0:
+        raise UsageError(f"first is {first}; it must be at least 0")
+    plan = choose_plan(classifier, batch_size, num_workers)
+    return _stream(classifier, iter(sources), options, num_workers, plan, first)
 
 
-def _finished(source: Source, future: Future[Prediction]) -> tuple[Source, Prediction | ImageError]:
-    try:
-        return source, future.result()
-    except ImageError as error:
-        return source, error
+def _stream(
+    classifier: Classifier,
+    sources: Iterator[S],
+    options: Options,
+    num_workers: int | None,
+    plan: Plan,
+    first: int,
+) -> Iterator[tuple[S, Result]]:
+    processes = num_workers != 0
+    if num_workers is None:
+        beginning = list(islice(sources, FEW_SOURCES))
+        processes = len(beginning) == FEW_SOURCES
+        sources = chain(beginning, sources)
+    with _Stages(classifier, options, plan, num_workers or usable_cores(), processes) as stages:
+        yield from stages.run(sources, first)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An image at hand as a source."""
+
+    image: ImageLike
+
+    def read(self) -> ImageLike:
+        """The image."""
+        return self.image
+
+
+class _Stages:
+    """The decoding and the inference stage of one run."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        options: Options,
+        plan: Plan,
+        num_workers: int,
+        processes: bool,
+    ) -> None:
+        self._side = classifier.bundle.preprocess.img_size
+        self._batch, self._num_workers = plan.batch_size, num_workers
+        self._decoding = DecodePool(
+            classifier.bundle.preprocess, classifier.max_pixels, num_workers, processes=processes
+        )
+        self._inference = Inference(classifier, options, plan)
+        self._threads = ThreadPoolExecutor(plan.num_threads, thread_name_prefix="deitlt-infer")
+        self._threads_and_one = plan.num_threads + 1
+        self._block_size = plan.batch_size  # always whole batches
+
+    def __enter__(self) -> "_Stages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._decoding.close()
+        self._threads.shutdown(wait=True)
+
+    def run(self, sources: Iterator[S], first: int) -> Iterator[tuple[S, Result]]:
+        waiting: deque[tuple[list[S], Future[list[Result]]]] = deque()
+        position, more = first, True
+        failure: Exception | None = None
+        while more or waiting:
+            while more and len(waiting) < self._most_waiting():
+                taken: list[S] = []
+                try:
+                    # The first block of a resumed run ends where it did in the run before.
+                    for source in islice(sources, self._block_size - position % self._batch):
+                        taken.append(source)
+                except Exception as error:  # what was taken before it is still classified
+                    failure, more = error, False
+                more = more and bool(taken)
+                if taken:
+                    waiting.append((taken, self._begin(taken, position)))
+                    position += len(taken)
+            if waiting:
+                block, future = waiting.popleft()
+                yield from zip(block, future.result(), strict=True)
+        if failure is not None:
+            raise failure
+
+    def _begin(self, block: list[S], position: int) -> "Future[list[Result]]":
+        before = position % self._batch  # images of its first batch that came in an earlier run
+        pixels = np.zeros((before + len(block), self._side, self._side, 3), np.uint8)
+        mine = pixels[before:]
+        decoded = [
+            self._decoding.submit(block[i : i + CHUNK], mine[i : i + CHUNK])
+            for i in range(0, len(block), CHUNK)
+        ]
+        return self._threads.submit(self._finish, pixels, before, decoded)
+
+    def _finish(self, pixels: Pixels, before: int, decoded: "list[Future[Errors]]") -> list[Result]:
+        errors = [error for future in decoded for error in future.result()]
+        start = time.perf_counter()
+        results = self._inference.classify(pixels, errors, before)
+        self._adapt(time.perf_counter() - start)
+        return results
+
+    def _adapt(self, seconds: float) -> None:
+        """Let blocks be neither so short that handing them on costs, nor long."""
+        if seconds < SHORT_BLOCK_S and self._block_size < LARGEST_BLOCK:
+            self._block_size *= 2
+        elif seconds > LONG_BLOCK_S and self._block_size > self._batch:
+            self._block_size = self._batch * max(1, self._block_size // self._batch // 2)
+
+    def _most_waiting(self) -> int:
+        """Blocks in work: one a thread, one that is done, and two chunks for each worker."""
+        return self._threads_and_one + ceil(2 * self._num_workers * CHUNK / self._block_size)

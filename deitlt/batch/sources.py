@@ -16,6 +16,10 @@ class Source:
     path: Path
     filename: str
 
+    def read(self) -> Path:
+        """The file, for the preprocessing to read."""
+        return self.path
+
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """Images of files, folders (recursive) and glob patterns, in the order given.

@@ -14,7 +14,6 @@ from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.sources import find_sources
 from deitlt.bundle import FLOAT32, default_bundle, open_bundle
 from deitlt.classifier import Classifier, Options, load
-from deitlt.engine import Engine
 from deitlt.program import OK, SOME_FAILED
 from deitlt.triton_runtime import TritonRuntime
 
@@ -70,20 +69,19 @@ def run(arguments: argparse.Namespace) -> int:
     sources = find_sources(arguments.inputs)
     classifier = _open(arguments)
     start = time.perf_counter()
-    with Engine(classifier, num_workers=arguments.workers) as engine:
-        results = tqdm(
-            predict_iter(engine, sources, options),
-            total=len(sources),
-            unit="image",
-            disable=not sys.stderr.isatty(),
-        )
-        summary = write_csv(
-            arguments.output,
-            results,
-            experts=options.experts,
-            model_version=classifier.bundle.version,
-            overwrite=arguments.overwrite,
-        )
+    results = tqdm(
+        predict_iter(classifier, sources, options, num_workers=arguments.workers),
+        total=len(sources),
+        unit="image",
+        disable=not sys.stderr.isatty(),
+    )
+    summary = write_csv(
+        arguments.output,
+        results,
+        experts=options.experts,
+        model_version=classifier.bundle.version,
+        overwrite=arguments.overwrite,
+    )
     seconds = time.perf_counter() - start
     print(
         f"{summary.num_images} images in {seconds:.1f} s "
