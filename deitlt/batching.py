@@ -138,4 +138,5 @@ class BatchingRuntime:
 
 
 def _rows(outputs: Outputs, start: int, stop: int) -> Outputs:
-    return Outputs(**{name: logits[start:stop] for name, logits in outputs.heads().items()})
+    parts = {**outputs.heads(), **outputs.features()}
+    return Outputs(**{name: part[start:stop] for name, part in parts.items()})

@@ -44,7 +44,7 @@ class Gated:
             if POISON in values:
                 raise ValueError("poison")
             logits = np.stack([values, -values], axis=1)
-            return Outputs(logits, logits + 1, None)
+            return Outputs(logits, logits + 1, None, logits + 2)
         finally:
             self._busy.release()
 
@@ -80,7 +80,9 @@ def gather(
 def values(future: Future[Outputs]) -> list[float]:
     outputs = future.result(TIMEOUT_S)
     assert outputs.cls_logits is not None
+    assert outputs.cls_features is not None
     np.testing.assert_array_equal(outputs.cls_logits, outputs.logits + 1)
+    np.testing.assert_array_equal(outputs.cls_features, outputs.logits + 2)
     assert outputs.distillation_logits is None
     return [float(value) for value in outputs.logits[:, 0]]
 
