@@ -138,5 +138,4 @@ class BatchingRuntime:
 
 
 def _rows(outputs: Outputs, start: int, stop: int) -> Outputs:
-    parts = {**outputs.heads(), **outputs.features()}
-    return Outputs(**{name: part[start:stop] for name, part in parts.items()})
+    return Outputs(**{name: part[start:stop] for name, part in outputs.parts().items()})

@@ -38,6 +38,8 @@ NORMALISED_INPUT = "pixel_values"
 OUTPUTS = ("logits", "cls_logits", "distillation_logits")
 # What both heads read; bundles written before there were embeddings lack them.
 FEATURES = ("cls_features", "distillation_features")
+# Where both experts looked; of the variant `explain`.
+ROLLOUTS = ("cls_rollout", "distillation_rollout")
 # The artefact that every bundle has.
 FLOAT32 = "float32"
 

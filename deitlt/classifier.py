@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitlt.bundle import FEATURES, FLOAT32, Bundle, default_bundle, open_bundle
+from deitlt.bundle import FEATURES, FLOAT32, ROLLOUTS, Bundle, default_bundle, open_bundle
 from deitlt.errors import ImageError, UsageError
 from deitlt.metrics import softmax
 from deitlt.preprocess import MAX_PIXELS, ImageLike, Pixels, image_pixels
-from deitlt.runtimes import Device, Features, Logits, Outputs, Runtime, open_runtime
+from deitlt.runtimes import Device, Features, Logits, Outputs, Rollout, Runtime, open_runtime
 
 # One call never holds more images than this; longer lists are run in slices.
 MAX_BATCH = 32
@@ -30,6 +30,7 @@ class Options:
         blend: weight of CLS against DIST in [0, 1]; 0.5 is the paper's average.
         logits: add the scores before softmax, of the answer and of both experts.
         embeddings: add the features that both experts read.
+        rollouts: add where both experts looked; of the variant `explain` alone.
     """
 
     top_k: int = 5
@@ -37,6 +38,7 @@ class Options:
     blend: float = 0.5
     logits: bool = False
     embeddings: bool = False
+    rollouts: bool = False
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -93,6 +95,9 @@ class Prediction:
         logits: scores of all classes, in class order, by output name; `logits` is the answer's own.
         embeddings: CLS and DIST token after the final norm, `D` numbers each, as `cls_features` and
             `distillation_features`, if asked for.
+        rollouts: the share of each patch in the CLS and the DIST token, rows from the top, as
+            `cls_rollout` and `distillation_rollout`, if asked for. The patches cover what
+            preprocessing leaves of the image: of its centre a square, `crop_pct` of the short side.
     """
 
     label: str
@@ -104,11 +109,12 @@ class Prediction:
     experts: Experts | None = None
     logits: dict[str, list[float]] | None = None
     embeddings: dict[str, list[float]] | None = None
+    rollouts: dict[str, list[list[float]]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The prediction as plain JSON types; what was to be asked for only where it was."""
         fields = asdict(self)
-        for name in ("experts", "logits", "embeddings"):
+        for name in ("experts", "logits", "embeddings", "rollouts"):
             if fields[name] is None:
                 del fields[name]
         return fields
@@ -231,6 +237,7 @@ class Classifier:
             _agreement(outputs),
             _rows(heads) if options.logits else nothing,
             _rows(_both_features(outputs)) if options.embeddings else nothing,
+            _rows(_both_rollouts(outputs)) if options.rollouts else nothing,
         )
         return [self._prediction(*row) for row in zip(*columns, strict=True)]
 
@@ -254,7 +261,7 @@ class Classifier:
         top: tuple[Score, ...],
         experts: Experts | None,
         agree: bool | None,
-        *more: dict[str, list[float]] | None,
+        *more: Any,
     ) -> Prediction:
         best = top[0]
         group = self._group[best.index]
@@ -295,6 +302,13 @@ def _both_features(outputs: Outputs) -> dict[str, Features]:
     return features
 
 
+def _both_rollouts(outputs: Outputs) -> dict[str, Rollout]:
+    rollouts = outputs.rollouts()
+    if len(rollouts) < len(ROLLOUTS):
+        raise UsageError("this graph gives no rollouts; export and use the variant explain")
+    return rollouts
+
+
 def _agreement(outputs: Outputs) -> list[bool] | list[None]:
     """Whether both experts name the same class, for each image."""
     if outputs.cls_logits is None or outputs.distillation_logits is None:
@@ -303,10 +317,10 @@ def _agreement(outputs: Outputs) -> list[bool] | list[None]:
     return [bool(c == d) for c, d in zip(*best, strict=True)]
 
 
-def _rows(heads: Mapping[str, NDArray[np.float32]]) -> list[dict[str, list[float]]]:
-    """The row of each image, by name."""
-    count = len(next(iter(heads.values())))
-    return [{name: logits[i].tolist() for name, logits in heads.items()} for i in range(count)]
+def _rows(parts: Mapping[str, NDArray[np.float32]]) -> list[dict[str, Any]]:
+    """What each image has, by name, as lists."""
+    count = len(next(iter(parts.values())))
+    return [{name: part[i].tolist() for name, part in parts.items()} for i in range(count)]
 
 
 def load(

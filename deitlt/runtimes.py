@@ -11,20 +11,22 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deitlt.bundle import FEATURES, FLOAT32, NORMALISED_INPUT, OUTPUTS, Bundle
+from deitlt.bundle import FEATURES, FLOAT32, NORMALISED_INPUT, OUTPUTS, ROLLOUTS, Bundle
 from deitlt.errors import RuntimeUnavailable
 from deitlt.preprocess import Pixels, PreprocessSpec, normalise
 
 Logits = NDArray[np.float32]
 Features = NDArray[np.float32]
+Rollout = NDArray[np.float32]
 Device = Literal["auto", "cpu", "cuda"]
 
 
 class Outputs(NamedTuple):
     """What a graph gives, float32; the field names are its own.
 
-    The logits are `(B, C)`, the features that both heads read `(B, D)`. A graph exported without
-    its experts gives the mean alone, one of an older bundle no features.
+    The logits are `(B, C)`, the features that both heads read `(B, D)`, the rollouts `(B, G, G)`
+    with `G` patches a side. A graph exported without its experts gives the mean alone, one of an
+    older bundle no features; rollouts come of the variant `explain`.
     """
 
     logits: Logits
@@ -32,6 +34,8 @@ class Outputs(NamedTuple):
     distillation_logits: Logits | None = None
     cls_features: Features | None = None
     distillation_features: Features | None = None
+    cls_rollout: Rollout | None = None
+    distillation_rollout: Rollout | None = None
 
     def heads(self) -> dict[str, Logits]:
         """The scores that are there, by name."""
@@ -40,6 +44,14 @@ class Outputs(NamedTuple):
     def features(self) -> dict[str, Features]:
         """The features that are there, by name."""
         return self._present(FEATURES)
+
+    def rollouts(self) -> dict[str, Rollout]:
+        """The rollouts that are there, by name."""
+        return self._present(ROLLOUTS)
+
+    def parts(self) -> dict[str, NDArray[np.float32]]:
+        """All that is there, by name."""
+        return self._present(self._fields)
 
     def _present(self, names: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
         return {name: part for name in names if (part := getattr(self, name)) is not None}

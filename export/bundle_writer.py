@@ -38,12 +38,13 @@ from export.parity import (
     answers,
     check_batch_sizes,
     check_exact,
+    check_rollouts,
     compare,
 )
 from export.quantize import quantize_int8, rank_layers
 from export.to_onnx import describe_graph
 from export.to_triton import export_triton
-from export.variants import INT8, TRITON, VARIANTS, Variant
+from export.variants import EXPLAIN, INT8, TRITON, VARIANTS, Variant
 from export.verification_data import calibration_pixels, pick_split, spread
 
 NUM_GOLDEN = 8
@@ -167,6 +168,9 @@ class _Export:
             check_exact(variant.file, parity)
             runtime = self._open(name, variant)
             check_batch_sizes(variant.file, runtime, self.sample_pixels, self.sample_expected)
+            if name == EXPLAIN:
+                torch_says = PlainStudent(self.model, self.card).rollouts(self.sample_pixels)
+                check_rollouts(variant.file, runtime, self.sample_pixels, torch_says)
         else:
             gate = self.gates.get(name) or self._judge(name, actual)
             self.gates[name] = gate

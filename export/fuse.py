@@ -14,6 +14,11 @@ Each step equals the plain model up to float32 rounding:
   `[c; d] . [W_cls; W_dist] / 2 + (b_cls + b_dist) / 2`.
 - Drop-path and dropout, which do nothing in evaluation, are gone.
 
+With `explain` the graph also says where both experts looked: attention rollout (Abnar and Zuidema
+2020), as the paper's figures 5 and S.2 have it. A block hands on half the mean attention of its
+heads and half the identity, the skip connection; rows sum to one. Only the CLS and DIST row of the
+product are wanted, so it is taken from the last block backwards, two rows times a matrix each time.
+
 Tokens run through the blocks as rows `(B N, D)` and not as `(B, N, D)`: so every linear layer
 becomes one Gemm with its bias inside, which ONNX Runtime runs faster than a MatMul and an Add.
 """
@@ -47,6 +52,7 @@ class FusedStudent(nn.Module):
         attention: Attention = "matmul",
         takes: Input = "pixels",
         experts: bool = True,
+        explain: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Rewrite a student; it is left as it was.
@@ -57,12 +63,15 @@ class FusedStudent(nn.Module):
             attention: how attention is written down; the numbers are the same.
             takes: `pixels` as uint8 `(B, S, S, 3)`, or `normalised` float32 `(B, 3, S, S)`.
             experts: also give both experts' logits and features, not only the average.
+            explain: also give both experts' rollouts; attention is `matmul` then.
             dtype: of the blocks. The patch embedding and the heads stay float32: folding the
                 normalisation leaves weights near 1e-4, where float16 has few bits left, and logits
                 are what answers are compared by. Both are cheap.
         """
         super().__init__()
-        self.attention, self.takes, self.experts = attention, takes, experts
+        assert not explain or (experts and attention == "matmul")
+        self.attention, self.takes = attention, takes
+        self.experts, self.explain = experts, explain
         self.width = student.embed_dim
         self.patch_size = student.patch_embed.patch_size[0]
         self.side = preprocess.img_size // self.patch_size
@@ -72,7 +81,9 @@ class FusedStudent(nn.Module):
         num_tokens = 2 + self.side**2
         last = len(student.blocks) - 1
         self.blocks = nn.ModuleList(
-            FusedBlock(block, num_tokens, attention, num_rows=2 if i == last else num_tokens)
+            FusedBlock(
+                block, num_tokens, attention, 2 if i == last else num_tokens, explain=explain
+            )
             for i, block in enumerate(student.blocks)
         )
         self.norm = _copy_norm(student.norm)
@@ -88,20 +99,33 @@ class FusedStudent(nn.Module):
         """`logits, cls_logits, distillation_logits`, each `(B, C)`, then the experts' features.
 
         Those are the CLS and the DIST row after the final norm, each `(B, D)`, what the heads read.
-        Without `experts` it is `logits` alone.
+        Without `experts` it is `logits` alone; with `explain` the experts' rollouts over the
+        patches follow, `(B, G, G)` each with `G` patches a side, as shares of all tokens.
         """
         patches = self.patch(self._patches(images)).reshape(-1, self.side**2, self.width)
         patches = patches + self.position
         prefix = self.prefix.expand(patches.shape[0], -1, -1)
         rows = torch.cat([prefix, patches], dim=1).reshape(-1, self.width).to(self.dtype)
+        attentions = []
         for block in self.blocks:
-            rows = block(rows)
+            rows, attention = block(rows)
+            attentions.append(attention)
         tokens = self.norm(rows).float().reshape(-1, 2, self.width)
         logits = self.average(tokens.flatten(1))
         if not self.experts:
             return (logits,)
         cls, dist = tokens[:, 0], tokens[:, 1]
-        return logits, self.head(cls), self.head_dist(dist), cls, dist
+        answers = (logits, self.head(cls), self.head_dist(dist), cls, dist)
+        return (*answers, *self._rollouts(attentions)) if self.explain else answers
+
+    def _rollouts(self, attentions: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """What CLS and DIST hold of each patch, from every block's mean attention `(B, ., N)`."""
+        first = torch.eye(2, attentions[0].shape[-1])
+        rolled = (attentions[-1] + first) / 2
+        for attention in reversed(attentions[:-1]):
+            rolled = (rolled @ attention + rolled) / 2
+        maps = rolled[..., 2:].reshape(-1, 2, self.side, self.side)
+        return maps[:, 0], maps[:, 1]
 
     def _patches(self, images: Tensor) -> Tensor:
         """The pixels of each patch as a row: row, column, channel or channel, row, column."""
@@ -115,10 +139,22 @@ class FusedStudent(nn.Module):
 
 
 class FusedBlock(nn.Module):
-    """One pre-norm block on rows: `(B N, D)` in, `(B num_rows, D)` out, the first of each image."""
+    """One pre-norm block on rows: `(B N, D)` in, `(B num_rows, D)` out, the first of each image.
 
-    def __init__(self, block: Block, num_tokens: int, attention: Attention, num_rows: int) -> None:
+    With `explain` it also gives the mean attention of its heads, `(B, num_rows, N)`.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        num_tokens: int,
+        attention: Attention,
+        num_rows: int,
+        *,
+        explain: bool = False,
+    ) -> None:
         super().__init__()
+        self.explain = explain
         plain = block.attn
         for part in (plain.q_norm, plain.k_norm, plain.norm):
             assert isinstance(part, nn.Identity), "normalised queries are not DeiT's"
@@ -135,22 +171,25 @@ class FusedBlock(nn.Module):
         self.fc1 = _copy_linear(block.mlp.fc1)
         self.fc2 = _scaled_linear(block.mlp.fc2, block.ls2)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """The block's answer for the first `num_rows` rows of each image."""
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The block's answer for the first `num_rows` rows of each image, and where they looked."""
         normed = self.norm1(rows)
         keys, values = self.key(normed), self.value(normed)
         if self.num_rows < self.num_tokens:
             rows, normed = self._first(rows), self._first(normed)
-        rows = rows + self.proj(self._attend(self.query(normed), keys, values))
+        attended, attention = self._attend(self.query(normed), keys, values)
+        rows = rows + self.proj(attended)
         mlp: Tensor = self.fc2(F.gelu(self.fc1(self.norm2(rows))))
-        return rows + mlp
+        return rows + mlp, attention
 
     def _first(self, rows: Tensor) -> Tensor:
         width = rows.shape[-1]
         images = rows.reshape(-1, self.num_tokens, width)
         return images[:, : self.num_rows].reshape(-1, width)
 
-    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Softmax attention; the scale is in the queries already."""
         width = queries.shape[-1]
         if self.attention == "operator":
@@ -159,14 +198,17 @@ class FusedBlock(nn.Module):
             attention: tuple[Tensor, ...] = torch.onnx.ops.attention(
                 q, k, v, scale=1.0, q_num_heads=num_heads, kv_num_heads=num_heads
             )
-            return attention[0].reshape(-1, width)
+            return attention[0].reshape(-1, width), None
         q = self._heads(queries, self.num_rows)
         k, v = self._heads(keys, self.num_tokens), self._heads(values, self.num_tokens)
+        mean = None
         if self.attention == "sdpa":
             attended = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         else:
-            attended = torch.softmax(q @ k.transpose(-2, -1), dim=-1) @ v
-        return attended.transpose(1, 2).reshape(-1, width)
+            weights = torch.softmax(q @ k.transpose(-2, -1), dim=-1)
+            attended = weights @ v
+            mean = weights.mean(dim=1) if self.explain else None
+        return attended.transpose(1, 2).reshape(-1, width), mean
 
     def _heads(self, rows: Tensor, num_rows: int) -> Tensor:
         return rows.reshape(-1, num_rows, self.num_heads, self.head_dim).transpose(1, 2)

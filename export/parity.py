@@ -9,7 +9,7 @@ import torch
 
 from deitlt.errors import BundleError
 from deitlt.preprocess import Pixels, normalise
-from deitlt.runtimes import Outputs, Runtime
+from deitlt.runtimes import Outputs, Rollout, Runtime
 from deitlt.student import DeiTLT, average_logits
 from deitlt.weights import Card
 
@@ -54,6 +54,36 @@ class PlainStudent:
         parts = (average_logits(cls, dist), cls, dist, tokens[:, 0], tokens[:, 1])
         return Outputs(*(part.numpy() for part in parts))
 
+    @torch.inference_mode()
+    def rollouts(self, pixels: Pixels) -> Rollout:
+        """Attention rollout of CLS and DIST over the patches, `(B, 2, G, G)`, block after block.
+
+        Per block half the mean attention of the heads and half the identity, rows made to sum to
+        one, multiplied from the first block to the last (Abnar and Zuidema 2020).
+        """
+        attentions: list[torch.Tensor] = []
+
+        def note(attention: Any, inputs: tuple[torch.Tensor], _: torch.Tensor) -> None:
+            (rows,) = inputs
+            qkv = attention.qkv(rows).unflatten(-1, (3, attention.num_heads, -1))
+            queries, keys, _ = qkv.permute(2, 0, 3, 1, 4)
+            scores = attention.scale * queries @ keys.transpose(-2, -1)
+            attentions.append(scores.softmax(dim=-1).mean(dim=1))
+
+        hooks = [block.attn.register_forward_hook(note) for block in self.model.blocks]
+        try:
+            self.run(pixels)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        identity = torch.eye(attentions[0].shape[-1])
+        rolled = identity
+        for attention in attentions:
+            mixed = attention + identity
+            rolled = mixed / mixed.sum(dim=-1, keepdim=True) @ rolled
+        side = self.card.preprocess.img_size // self.model.patch_embed.patch_size[0]
+        return rolled[:, :2, 2:].reshape(-1, 2, side, side).numpy()
+
 
 def answers(runtime: Runtime, batches: Iterable[Pixels]) -> Outputs:
     """What a runtime says of all batches of `(B, S, S, 3)` uint8 pixels, one after the other."""
@@ -82,6 +112,24 @@ def check_exact(name: str, parity: Parity) -> None:
             f"difference| {parity.max_abs_diff:.1e} (limit {MAX_ABS_DIFF:.0e}), "
             f"same top-1 {parity.same_top1:.3f}"
         )
+
+
+def check_rollouts(name: str, runtime: Runtime, pixels: Pixels, expected: Rollout) -> None:
+    """Refuse an artefact whose rollouts are not torch's.
+
+    Args:
+        name: of the artefact, for the error.
+        runtime: what runs it.
+        pixels: `(B, S, S, 3)`.
+        expected: `PlainStudent.rollouts` of them.
+
+    Raises:
+        BundleError: a share is off by more than `MAX_ABS_DIFF` of the largest.
+    """
+    actual = np.stack(list(runtime.run(pixels).rollouts().values()), axis=1)
+    worst = float(np.abs(actual - expected).max() / expected.max())
+    if not worst < MAX_ABS_DIFF:
+        raise BundleError(f"not written: {name}: its rollouts differ from torch's by {worst:.1e}")
 
 
 def check_batch_sizes(name: str, runtime: Runtime, pixels: Pixels, expected: Outputs) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import torch
 
-from deitlt.bundle import FEATURES, INPUT, NORMALISED_INPUT, OUTPUTS
+from deitlt.bundle import FEATURES, INPUT, NORMALISED_INPUT, OUTPUTS, ROLLOUTS
 from deitlt.weights import Card
 from export.fuse import FusedStudent
 
@@ -17,6 +17,7 @@ OPSET = 20
 ATTENTION_OPSET = 23
 # ONNX files are protocol buffers, which end at 2 GB; the largest student has a fifth of that.
 MAX_BYTES = 2**31 - 1
+ROLLOUTS_ARE = "attention rollout of CLS and DIST over the patches, rows from the top"
 FEATURES_ARE = "CLS and DIST token after the final norm, what the experts' heads read"
 
 
@@ -24,7 +25,7 @@ def export_onnx(model: FusedStudent, card: Card, path: Path) -> None:
     """Write the graph as one file, batch size free.
 
     In: uint8 `(B, S, S, 3)` or float32 `(B, 3, S, S)`, as the module takes; out: logits `(B, C)`
-    and, with the experts, their features `(B, D)`.
+    and, with the experts, their features `(B, D)`; rollouts `(B, G, G)` where it explains.
     Class names, counts and preprocessing stand in the file's metadata, so that someone who has
     only the .onnx can use it.
     """
@@ -37,6 +38,7 @@ def export_onnx(model: FusedStudent, card: Card, path: Path) -> None:
         "outputs": "logits (not probabilities): the mean of both experts"
         + (", CLS (head expert), DIST (tail expert)" if model.experts else ""),
         **({"features": FEATURES_ARE} if model.experts else {}),
+        **({"rollouts": ROLLOUTS_ARE} if model.explain else {}),
     }
     onnx.helper.set_model_props(graph, {k: json.dumps(v) for k, v in metadata.items()})
     onnx.checker.check_model(graph, full_check=True)
@@ -61,7 +63,7 @@ def _trace(model: FusedStudent, side: int) -> onnx.ModelProto:
         model,
         (example,),
         input_names=[name],
-        output_names=list(OUTPUTS + FEATURES if model.experts else OUTPUTS[:1]),
+        output_names=_output_names(model),
         dynamic_shapes={"images": {0: "batch"}},
         opset_version=ATTENTION_OPSET if model.attention == "operator" else OPSET,
         dynamo=True,
@@ -71,6 +73,12 @@ def _trace(model: FusedStudent, side: int) -> onnx.ModelProto:
     graph = program.model_proto  # a new copy each time it is asked for
     _strip_traces(graph)
     return graph
+
+
+def _output_names(model: FusedStudent) -> list[str]:
+    if not model.experts:
+        return [OUTPUTS[0]]
+    return [*OUTPUTS, *FEATURES, *(ROLLOUTS if model.explain else ())]
 
 
 def _describe_input(model: FusedStudent, side: int) -> str:

@@ -14,7 +14,7 @@ from export.fuse import Attention, FusedStudent
 from export.to_onnx import export_onnx
 from export.to_torch import export_program, export_torchscript
 
-FP16, INT8 = "fp16", "int8"
+FP16, INT8, EXPLAIN = "fp16", "int8", "explain"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,12 @@ def _average(model: DeiTLT, card: Card, attention: Attention, path: Path) -> Non
     export_onnx(fused, card, path)
 
 
+def _explain(model: DeiTLT, card: Card, attention: Attention, path: Path) -> None:
+    # Rollout needs the attention that the other forms never write down.
+    fused = FusedStudent(model, card.preprocess, attention="matmul", explain=True)
+    export_onnx(fused, card, path)
+
+
 def _normalised(model: DeiTLT, card: Card, attention: Attention, path: Path) -> None:
     fused = FusedStudent(model, card.preprocess, attention=attention, takes="normalised")
     export_onnx(fused, card, path)
@@ -80,6 +86,9 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "torchscript": Variant(file="model.torchscript", format="torchscript", write=_torchscript),
         "pt2": Variant(file="model.pt2", format="pt2", write=_pt2),
         "average": Variant(file="model.average.onnx", format="onnx", write=_average),
+        EXPLAIN: Variant(
+            file="model.explain.onnx", format="onnx", attention="matmul", write=_explain
+        ),
         "nchw": Variant(
             file="model.nchw.onnx",
             format="onnx",
