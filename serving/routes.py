@@ -4,8 +4,9 @@ The event loop only moves bytes: decoding and the model run on the engine's thre
 """
 
 import asyncio
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
@@ -25,6 +26,11 @@ from serving.uploads import read_images
 
 FLAGS = ("experts", "logits")
 OPTIONS = ("experts", "top_k", "blend", "logits", "model", "version")
+# As JSON writes them. int() and float() take more: 1_0, spaces, digits of other scripts, nan.
+NUMBERS: dict[str, tuple[Callable[[str], float], re.Pattern[str], str]] = {
+    "top_k": (int, re.compile("-?[0-9]{1,100}"), "a whole number"),
+    "blend": (float, re.compile(r"-?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?"), "a number"),
+}
 
 
 def routes() -> list[Route]:
@@ -127,22 +133,24 @@ def read_options(query: QueryParams) -> Options:
     """The options in a query string.
 
     Raises:
-        UsageError: an option is unknown or has a wrong value.
+        UsageError: an option is unknown, repeated or has a wrong value.
     """
     fields: dict[str, Any] = {}
-    for name, text in query.items():
+    for name, texts in ((name, query.getlist(name)) for name in query):
         if name not in OPTIONS:
             raise UsageError(f"there is no option {name[:40]!r}; there are {', '.join(OPTIONS)}")
+        if len(texts) > 1:
+            raise UsageError(f"{name} is given {len(texts)} times; give it once")
+        text = texts[0]
         if name in FLAGS:
             if text not in ("true", "false"):
                 raise UsageError(f"{name} is {text[:40]!r}; it must be true or false")
             fields[name] = text == "true"
-        elif name in ("top_k", "blend"):
-            kind, noun = (int, "a whole number") if name == "top_k" else (float, "a number")
-            try:
-                fields[name] = kind(text)
-            except ValueError:
-                raise UsageError(f"{name} is {text[:40]!r}; it must be {noun}") from None
+        elif name in NUMBERS:
+            number, pattern, noun = NUMBERS[name]
+            if not pattern.fullmatch(text):
+                raise UsageError(f"{name} is {text[:40]!r}; it must be {noun}")
+            fields[name] = number(text)
     return Options(**fields)
 
 

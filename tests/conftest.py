@@ -15,8 +15,13 @@ from deitlt.bundle import MANIFEST, default_bundle, write_bundle
 from deitlt.classifier import Classifier, load
 
 if TYPE_CHECKING:
+    import httpx
     from starlette.testclient import TestClient
+    from tritonclient.http import (  # type: ignore[import-untyped]
+        InferenceServerClient as TritonClient,
+    )
 
+    from tests.kserve_support import Server
     from tests.triton_support import Environment
 
 pytest.register_assert_rewrite("tests.export_support", "tests.service_support")
@@ -155,4 +160,31 @@ def client() -> Iterator["TestClient"]:
     from tests.service_support import in_process  # loads BentoML, which most tests do without
 
     with in_process() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def kserve() -> Iterator["Server"]:
+    """The HTTP service behind a real socket, for clients of the Open Inference Protocol."""
+    from tests.kserve_support import Server  # needs tritonclient
+
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def triton(kserve: "Server") -> Iterator["TritonClient"]:
+    """NVIDIA's client of that service."""
+    from tritonclient.http import InferenceServerClient
+
+    with InferenceServerClient(kserve.address) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def http(kserve: "Server") -> Iterator["httpx.Client"]:
+    """A plain client of that service."""
+    import httpx
+
+    with httpx.Client(base_url=f"http://{kserve.address}", timeout=30) as client:
         yield client

@@ -3,7 +3,6 @@
 import json
 import os
 from base64 import b64encode
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -33,24 +32,6 @@ from tests.kserve_support import (
     pixels_of,
 )
 from tests.service_support import picture
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def triton(server: Server) -> Iterator[Client]:
-    with Client(server.address) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://{server.address}", timeout=30) as client:
-        yield client
 
 
 def expected(classifier: Classifier, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -157,10 +138,10 @@ def test_best_classes(binary: bool, triton: Client, classifier: Classifier) -> N
             assert [label for _, _, label in parts] == [classifier.bundle.classes[i] for i in order]
 
 
-def test_many_clients_at_once(server: Server, classifier: Classifier) -> None:
+def test_many_clients_at_once(kserve: Server, classifier: Classifier) -> None:
     def ask(seed: int) -> None:
         pixels = pixels_of(1 + seed % MAX_IMAGES, seed)
-        with Client(server.address) as client:
+        with Client(kserve.address) as client:
             assert_same(client.infer("digits", [as_input(pixels)]), expected(classifier, pixels))
 
     with ThreadPoolExecutor(8) as pool:

@@ -6,7 +6,6 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -33,24 +32,6 @@ from tests.kserve_support import (
     pixels_of,
 )
 from tests.service_support import MAX_BYTES, PATIENCE_S, picture, wide_picture
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def triton(server: Server) -> Iterator[Client]:
-    with Client(server.address) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://{server.address}", timeout=30) as client:
-        yield client
 
 
 def refusal(response: httpx.Response) -> str:

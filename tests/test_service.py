@@ -39,6 +39,15 @@ def test_options_change_the_answer_as_in_predict(
     assert "experts" not in client.post(f"{CLASSIFY}?experts=false", content=data).json()
 
 
+@pytest.mark.parametrize("blend", ["1", "0.9", ".9", "9e-1", "0", "-0.0", "1e-07"])
+def test_blend_is_read_however_a_client_writes_it(
+    client: TestClient, classifier: Classifier, blend: str
+) -> None:
+    response = client.post(f"{CLASSIFY}?blend={blend}", content=picture(3))
+    wanted = classifier.predict([picture(3)], blend=float(blend))[0]
+    assert without_envelope(response.json()) == plain(wanted)
+
+
 def test_more_top_k_than_classes_lists_all(client: TestClient, classifier: Classifier) -> None:
     response = client.post(f"{CLASSIFY}?top_k={10**30}", content=picture())
     assert len(response.json()["top_k"]) == len(classifier.bundle.classes)

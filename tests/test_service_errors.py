@@ -18,6 +18,10 @@ FILE_PART = b'--B\r\nContent-Disposition: form-data; name="a"; filename="a.png"\
         *("experts=yes", "experts=", "top_k=0", "top_k=-1", "top_k=many", "top_k=1.5", "top_k="),
         *("blend=1.1", "blend=-0.1", "blend=nan", "blend=inf", "blend=half", "topk=3", "%00=%ff"),
         f"top_k={'9' * 5000}",
+        *("top_k=1_0", "top_k=%205", "top_k=5%20", "top_k=%2B5", "top_k=%D9%A3", "top_k=0x5"),
+        *("blend=1e400", "blend=0_1", "blend=%200.5", "blend=%D9%A0", "blend=infinity", "blend=1."),
+        *("top_k=3&top_k=3", "blend=0.5&blend=1", "experts=true&experts=false"),
+        *("model=digits&model=digits", "version=1&version=2"),
     ],
 )
 def test_a_wrong_option_is_400(client: TestClient, query: str) -> None:
