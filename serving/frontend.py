@@ -20,15 +20,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deitlt import __version__
+from deitlt.errors import EngineClosed
 from serving import kserve, pages, routes
 from serving.access_log import access
-from serving.answers import HANDLERS, error_response
+from serving.answers import HANDLERS, RETRY_AFTER_S, error_response
 from serving.backend import Backend, backend_of
+from serving.drain import Drain
 from serving.openapi import PATHS
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 # What a browser must be able to load before a person can type a key; it tells nothing of the model.
 _OPEN = re.compile(r"/|/docs|/openapi\.json|/page/.*|/v2/health/.*")
+# What a worker that is ending still answers.
+_TO_THE_END = frozenset({"/metrics", "/v2/health/live"})
+SHUTTING_DOWN = "this server is shutting down; send the request again, on a new connection"
 
 
 class Frontend:
@@ -42,6 +47,7 @@ class Frontend:
         own: list[Route] = [*routes.routes(), *kserve.routes(), *pages.routes(get_index)]
         self._app = Starlette(routes=own, exception_handlers=HANDLERS)
         self._app.router.redirect_slashes = False
+        self.drain = Drain()
         self._templates: dict[Any, str] = {route.endpoint: route.path for route in own}
         self._outer: ASGIApp = self._app
         self._backend: Backend | None = None
@@ -82,14 +88,18 @@ class Frontend:
                 stamped.setdefault("X-Content-Type-Options", "nosniff")
                 stamped.setdefault("Referrer-Policy", "no-referrer")
                 stamped.setdefault("Cache-Control", "no-store")
+                if self.drain.begun:
+                    stamped["Connection"] = "close"
             await send(message)
 
         try:
-            if self.may_pass(scope, headers):
-                await self._outer(scope, receive, send_stamped)
-            else:
-                scope["app"] = self._app
+            if not self.may_pass(scope, headers):
                 await _refuse(Request(scope))(scope, receive, send_stamped)
+            elif self.drain.begun and scope["path"] not in _TO_THE_END:
+                await _refuse_while_ending(Request(scope))(scope, receive, send_stamped)
+            else:
+                with self.drain.working():
+                    await self._outer(scope, receive, send_stamped)
         finally:
             self._note(scope, status, time.perf_counter() - start)
 
@@ -150,6 +160,11 @@ def _refuse(request: Request) -> Response:
     text = "send the API key as X-API-Key, or as Authorization: Bearer"
     headers = {"WWW-Authenticate": "Bearer"}
     return error_response(401, "unauthorized", text, request, headers)
+
+
+def _refuse_while_ending(request: Request) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return error_response(503, EngineClosed.code, SHUTTING_DOWN, request, headers)
 
 
 def request_id_of(headers: Headers) -> str:

@@ -7,8 +7,9 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.answers import error_response
-from serving.frontend import Frontend, request_id_of
+from deitlt.errors import EngineClosed
+from serving.answers import RETRY_AFTER_S, error_response
+from serving.frontend import SHUTTING_DOWN, Frontend, request_id_of
 
 PREFIX = "/sdk/"
 # Base64 is a third longer; the rest is for the other fields.
@@ -29,15 +30,21 @@ class SdkGuard:
         request_id = request_id_of(headers)
         wrong = self._what_is_wrong(scope, headers)
         if wrong is None:
-            return await self._app(scope, receive, send)
+            with self._frontend.drain.working():
+                return await self._app(scope, receive, send)
         scope = {**scope, "state": {"request_id": request_id, "error_code": None}}
-        response = error_response(*wrong, Request(scope), {"X-Request-ID": request_id})
+        stamps = {"X-Request-ID": request_id}
+        if self._frontend.drain.begun:
+            stamps |= {"Connection": "close", "Retry-After": str(RETRY_AFTER_S)}
+        response = error_response(*wrong, Request(scope), stamps)
         await response(scope, receive, send)
 
     def _what_is_wrong(self, scope: Scope, headers: Headers) -> tuple[int, str, str] | None:
         """Status, code and text of the refusal."""
         if not self._frontend.may_pass(scope, headers):
             return 401, "unauthorized", "send the API key as X-API-Key"
+        if self._frontend.drain.begun:
+            return 503, EngineClosed.code, SHUTTING_DOWN
         if scope["method"] != "POST":
             return None
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -109,8 +109,16 @@ class LongTailClassifier:
             "model": {"name": model.name, "version": model.version},
         }
 
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    async def watch_for_the_end(self) -> None:
+        """From SIGTERM on: not ready, and 503 for new requests until those in work are answered."""
+        settings = self.backend.settings
+        frontend.drain.watch(settings.drain_s, settings.timeout_s)
+
     async def __is_ready__(self) -> bool:
-        return self.ready and await asyncio.to_thread(self.backend.ready)
+        return (
+            self.ready and not frontend.drain.begun and await asyncio.to_thread(self.backend.ready)
+        )
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:

@@ -67,6 +67,10 @@ class Settings:
     timeout_s: float
     """`DEITLT_TIMEOUT_S`: seconds from a request's headers to its answer (30); then it is 504."""
 
+    drain_s: float
+    """`DEITLT_DRAIN_S`: seconds, at least, between SIGTERM and the end of a worker (1), in which it
+    is not ready and answers new requests with 503; what is in work is finished anyway."""
+
     reload_s: float
     """`DEITLT_RELOAD_S`: seconds between looks whether a bundle was written again, which is then
     taken over without dropping a request; 0 (default) never looks."""
@@ -105,6 +109,7 @@ class Settings:
             max_pixels=_number(environ, "DEITLT_MAX_PIXELS", MAX_PIXELS, 1, PILLOW_MAX_PIXELS),
             max_images=_number(environ, "DEITLT_MAX_IMAGES", 64, 1, 10_000),
             timeout_s=_number(environ, "DEITLT_TIMEOUT_S", 30.0, 0.01, float(MAX_TIMEOUT_S)),
+            drain_s=_number(environ, "DEITLT_DRAIN_S", 1.0, 0.0, 600.0),
             reload_s=_number(environ, "DEITLT_RELOAD_S", 0.0, 0.0, 86_400.0),
             api_key=environ.get("DEITLT_API_KEY", ""),
             cors_origins=tuple(filter(None, origins)),

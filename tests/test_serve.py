@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -58,6 +58,7 @@ def test_settings_have_defaults_that_an_empty_variable_keeps() -> None:
         ("DEITLT_MAX_PIXELS", "178956971"),
         ("DEITLT_MAX_IMAGES", "0"),
         ("DEITLT_RELOAD_S", "-1"),
+        ("DEITLT_DRAIN_S", "601"),
         ("DEITLT_ACCESS_LOG", "yes"),
         *(("DEITLT_TIMEOUT_S", value) for value in ("0", "nan", "inf", "301", "soon")),
     ],
@@ -155,39 +156,6 @@ def test_served_index_is_json(url: str) -> None:
     response = httpx.get(url)
     assert response.headers["content-type"] == "application/json"
     assert "://" not in response.text
-
-
-def read_until(connection: socket.socket, end: bytes) -> bytes:
-    received = b""
-    while end not in received:
-        received += (data := connection.recv(65536))
-        assert data, received
-    return received
-
-
-def test_sigterm_finishes_what_is_in_flight(tmp_path: Path) -> None:
-    data = picture()
-    head = (
-        f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
-        "Expect: 100-continue\r\n\r\n"
-    )
-    with serving(tmp_path) as (process, port), ExitStack() as stack:
-        busy, idle = (
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S))
-            for _ in range(2)
-        )
-        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-        read_until(idle, b"\r\n\r\n\n")
-        busy.sendall(head.encode())
-        read_until(busy, b"100 Continue\r\n\r\n")  # our route is waiting for the body now
-        process.terminate()
-        assert idle.recv(1) == b""  # the server hangs up on the idle: it is shutting down
-        assert process.poll() is None
-        busy.sendall(data)
-        answer = read_until(busy, b'"request_id"')
-        assert answer.startswith(b"HTTP/1.1 200")
-        assert process.wait(PATIENCE_S) == 0
-    assert "Completed cleanup hook: close" in (tmp_path / "serve.log").read_text()
 
 
 @pytest.mark.parametrize("wrong", ["setting", "bundle"])
