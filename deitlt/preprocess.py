@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from deitlt.errors import DecodeFailed, ImageError, ImageTooLarge, OpenFailed, UnsupportedImage
+from deitlt.image_limits import check_parts
 
 Pixels = NDArray[np.uint8]
 # Encoded bytes, the path of a file, a picture, or RGB values `(H, W, 3)` uint8.
@@ -31,6 +32,7 @@ MAX_PIXELS = 50_000_000
 # A strip longer than this (long side over short side) is cut before it is resized: resizing by the
 # short side would blow a 1 x 1,000,000 px image up to gigabytes.
 MAX_ASPECT = 16
+BAND_ROWS = 256
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -94,13 +96,14 @@ def decode(
         OpenFailed: the file cannot be read.
         UnsupportedImage: not one of `FORMATS`.
         DecodeFailed: damaged, or a pixel type without a meaning as a picture (float).
-        ImageTooLarge: over `max_pixels` or `max_bytes`.
+        ImageTooLarge: over `max_pixels`, `max_bytes` or a limit of `deitlt.image_limits`.
     """
     data = source if isinstance(source, bytes) else _read(source, max_bytes)
     if max_bytes is not None and len(data) > max_bytes:
         raise ImageTooLarge(f"the image has more than {max_bytes} bytes, the most accepted")
     if not data:
         raise DecodeFailed("the image is empty (0 bytes)")
+    check_parts(data)
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -224,6 +227,8 @@ def _read(path: str | Path, max_bytes: int | None) -> bytes:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # exif_transpose would make a copy
         return ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block must not cost a good picture; it has no orientation
         return image
@@ -233,18 +238,27 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
+        grey = np.asarray(image)
         # "I;16..." is 16-bit, however dark; 32-bit "I" holds 16-bit values where any needs them.
         if image.mode.startswith("I;16") or grey.max(initial=0) > 255:
-            grey >>= 8
-        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+            grey = grey >> 8
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise DecodeFailed("floating-point pixels have no defined brightness; save it as 8 bits")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
+        return _on_white(image)
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image with transparency on white, band by band: whole, it takes four more of its size."""
+    result = Image.new("RGB", image.size)
+    width, height = image.size
+    for top in range(0, height, BAND_ROWS):
+        band = image.crop((0, top, width, min(top + BAND_ROWS, height))).convert("RGBA")
+        white = Image.new("RGBA", band.size, "white")
+        result.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return result
 
 
 def _cut_strip(image: Image.Image) -> Image.Image:
