@@ -50,6 +50,7 @@ def check_parts(data: bytes) -> None:
 
 def _check_jpeg(data: bytes) -> None:
     position, end = 2, len(data)
+    num_channels = b""
     for _ in range(MAX_JPEG_SEGMENTS):
         if position + 4 > end:
             return
@@ -57,8 +58,13 @@ def _check_jpeg(data: bytes) -> None:
             position += 1
             continue
         marker = data[position + 1]
+        if marker in (0xC0, 0xC1):  # sequential
+            num_channels = data[position + 9 : position + 10]
         if marker == 0xDA:
-            return _check_scans(data, position)
+            # A first scan of all channels of a sequential JPEG is all that is decoded.
+            if data[position + 4 : position + 5] != num_channels:
+                _check_scans(data, position)
+            return
         alone = marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9
         step = 1 if marker == 0xFF else 2
         position += step if alone else 2 + int.from_bytes(data[position + 2 : position + 4])

@@ -235,7 +235,7 @@ def make_environment(folder: Path) -> Environment:
     pip += ["install", "--no-compile"]
     # Without what pytriton's own Python side asks for: only its server is used.
     _succeed([*pip, "--no-deps", SERVER, ROOT])
-    _succeed([*pip, "numpy>=1.26,<2", "pillow>=11.3", "tqdm>=4.66", "onnxruntime>=1.20"])
+    _succeed([*pip, "numpy>=1.26,<2", "pillow>=13", "tqdm>=4.66", "onnxruntime>=1.20"])
     return environment
 
 
