@@ -203,6 +203,13 @@ def _crowds() -> Iterator[Hostile]:
     yield Hostile("jpeg-scans-90", big[: scans[2]] + again * 85 + end, (ANSWERED,))
     yield Hostile("png-chunks", _in_png(png_chunk(b"tEXt", b"k\0v") * count), (TOO_LARGE,))
     yield Hostile("png-empty-data", _in_png(png_chunk(b"IDAT", b"") * count), (TOO_LARGE,))
+    png = encoded(picture_of(), "PNG")
+    rows = png[png.index(b"IDAT") + 4 : -16]
+    small = b"".join(png_chunk(b"IDAT", rows[i : i + 1]) for i in range(len(rows)))
+    many = png[:33] + small + png[-12:]
+    yield Hostile("png-small-data", many, (ANSWERED,), np.asarray(picture_of()))
+    profile = [(0xE2, b"ICC_PROFILE\0" + bytes([i, 255])) for i in range(1, 256)]
+    yield Hostile("jpeg-profile-255", _in_jpeg(*profile), (ANSWERED,))
     gif = encoded(picture_of(), "GIF")
     at = _frame_in(gif)
     yield Hostile("gif-comments", gif[:at] + b"!\xfe\1a\0" * count + gif[at:], (TOO_LARGE,))

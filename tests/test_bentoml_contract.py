@@ -318,18 +318,20 @@ def test_excluded_urls_switch_tracing_off() -> None:
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
     service: Any = LongTailClassifier
-    layers = [m for m in service.to_asgi().user_middleware if m.cls is OpenTelemetryMiddleware]
-    (layer,) = layers
-    seen: list[Scope] = []
+    layers = service.to_asgi().user_middleware
+    (settings,) = (layer.kwargs for layer in layers if layer.cls is OpenTelemetryMiddleware)
+    seen: list[Send] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append(scope)
+        seen.append(send)
+
+    async def send(message: Any) -> None: ...
 
     scope = {"type": "http", "method": "GET", "path": "/x", "query_string": b"", "headers": []}
     scope |= {"scheme": "http", "server": ("127.0.0.1", 1), "root_path": ""}
-    traced: Any = OpenTelemetryMiddleware(app, **layer.kwargs)
-    asyncio.run(traced(scope, None, None))
-    assert seen[0] is scope
+    traced: Any = OpenTelemetryMiddleware(app, **settings)
+    asyncio.run(traced(scope, None, send))
+    assert seen == [send]  # not wrapped in the layer's own
 
 
 def test_restarts_of_killed_workers_stop_in_bentomls_own_container(
