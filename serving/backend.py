@@ -15,6 +15,7 @@ from deitlt.triton_runtime import TritonRuntime
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.settings import Settings
+from serving.tracing import Tracing
 
 GPU_MAX_BATCH = 32
 
@@ -27,6 +28,7 @@ class Backend:
     models: Models
     engine: Engine
     metrics: Metrics
+    tracing: Tracing | None
 
     @classmethod
     def start(cls, settings: Settings) -> "Backend":
@@ -35,7 +37,9 @@ class Backend:
         Raises:
             BundleError: a bundle is missing, damaged or changed, or has no such variant.
             RuntimeUnavailable: the device cannot be had.
+            UsageError: tracing is asked for and OpenTelemetry is not installed.
         """
+        tracing = Tracing() if settings.tracing else None
         metrics = Metrics()
         models = Models(settings.models, partial(load_model, settings, metrics))
         classifier = models.default.classifier
@@ -47,7 +51,7 @@ class Backend:
         metrics.follow(engine, models)
         if settings.reload_s:
             models.watch(settings.reload_s)
-        return cls(settings, models, engine, metrics)
+        return cls(settings, models, engine, metrics, tracing)
 
     def ready(self) -> bool:
         """Whether requests can be answered now: where a Triton server runs the models, it too."""
@@ -58,6 +62,8 @@ class Backend:
         """Finish what is in work and end the threads."""
         self.models.close()
         self.engine.close()
+        if self.tracing is not None:
+            self.tracing.close()
         for model in self.models.all():
             if isinstance(model.classifier.runtime, TritonRuntime):
                 model.classifier.runtime.close()

@@ -1,7 +1,7 @@
 """The ASGI app that BentoML mounts: our routes with what surrounds every request.
 
 Every answer carries `X-Request-ID`, `X-Total-Time-Ms` and security headers. Every request is
-counted and, if asked for, logged. With an API key set, whatever tells of the models asks for it.
+counted and, if asked for, logged and traced. With an API key set, whatever tells of the models asks for it.
 """
 
 import hmac
@@ -124,6 +124,15 @@ class Frontend:
         code = scope["state"]["error_code"]
         if code:
             backend.metrics.count_refusal(code)
+        if backend.tracing is not None:
+            facts = {
+                "http.request.method": scope["method"],
+                "http.route": route,
+                "http.response.status_code": status,
+                "deitlt.request_id": scope["state"]["request_id"],
+                "error.type": code,
+            }
+            backend.tracing.record(Headers(scope=scope), seconds, facts)
         if backend.settings.access_log:
             client = scope.get("client")
             line: dict[str, Any] = {

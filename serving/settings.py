@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast, get_args
 
-from deitlt.bundle import FLOAT32, default_bundle
+from deitlt.bundle import FLOAT32, MANIFEST, default_bundle
 from deitlt.errors import UsageError
 from deitlt.preprocess import MAX_PIXELS
 from deitlt.runtimes import Device
@@ -15,6 +15,8 @@ from deitlt.runtimes import Device
 Number = TypeVar("Number", int, float)
 
 MAX_TIMEOUT_S = 300
+# Folder beside this file; it exists in a Bento alone.
+PACKED = "bundles"
 # Pillow refuses larger images by itself, whatever it is asked.
 PILLOW_MAX_PIXELS = 178_956_970
 
@@ -28,7 +30,7 @@ class Settings:
 
     models: tuple[Path, ...]
     """`DEITLT_MODEL`: bundle folder, or several with `:` between them (`;` on Windows), the first
-    being the default; unset: the digits bundle that comes with the package."""
+    being the default; unset: what a Bento carries, or the digits that come with the package."""
 
     variant: str
     """`DEITLT_VARIANT`: which form of the model: `float32` (default), `int8` or another it has."""
@@ -87,6 +89,10 @@ class Settings:
     """`DEITLT_ACCESS_LOG`: a line of JSON for each request on standard output: true or false
     (default)."""
 
+    tracing: bool
+    """`DEITLT_TRACING`: an OpenTelemetry span for each request: true or false (default). Where to
+    is said by OpenTelemetry's own variables, such as `OTEL_EXPORTER_OTLP_ENDPOINT`."""
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
         """The settings that the variables in `environ` give.
@@ -97,7 +103,7 @@ class Settings:
         paths = filter(None, environ.get("DEITLT_MODEL", "").split(os.pathsep))
         origins = (origin.strip() for origin in environ.get("DEITLT_CORS_ORIGINS", "").split(","))
         return cls(
-            models=tuple(map(Path, paths)) or (default_bundle(),),
+            models=tuple(map(Path, paths)) or packed_bundles(),
             variant=environ.get("DEITLT_VARIANT") or FLOAT32,
             device=_device(environ, "DEITLT_DEVICE"),
             triton=environ.get("DEITLT_TRITON", ""),
@@ -114,7 +120,14 @@ class Settings:
             api_key=environ.get("DEITLT_API_KEY", ""),
             cors_origins=tuple(filter(None, origins)),
             access_log=_flag(environ, "DEITLT_ACCESS_LOG"),
+            tracing=_flag(environ, "DEITLT_TRACING"),
         )
+
+
+def packed_bundles() -> tuple[Path, ...]:
+    """The bundles that a Bento carries (`serving.to_bento`); elsewhere the package's digits."""
+    packed = sorted((Path(__file__).parent / PACKED).glob(f"*/{MANIFEST}"))
+    return tuple(manifest.parent for manifest in packed) or (default_bundle(),)
 
 
 def _number(

@@ -6,6 +6,8 @@ DEITLT_MODEL=bundle/ DEITLT_DEVICE=cuda python -m serving.startup
 import os
 import subprocess
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +24,38 @@ def why_not() -> str | None:
     It tries in a process of its own: whatever a runtime holds on to (a CUDA context is hundreds of
     megabytes) is gone when the workers start.
     """
+    # A fork has everything imported already, which saves a tenth of the whole start.
+    # Beside other threads, or on macOS, a forked process may hang.
+    can_fork = sys.platform == "linux" and threading.active_count() == 1
+    status, said = _try_forked() if can_fork else _try_spawned()
+    if status == OK:
+        return None
+    lines = said.strip().splitlines()
+    return lines[-1] if lines else f"the start-up check ended with status {status}"
+
+
+def _try_forked() -> tuple[int, str]:
+    """Exit status and standard error of `main` in a fork of this process."""
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.dup2(sender, 2)  # what ONNX Runtime itself writes, too
+            with open(2, "w", closefd=False) as sys.stderr:
+                status = main([])
+        except Exception:
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            os._exit(status)
+    os.close(sender)
+    with open(receiver, errors="replace") as output:
+        said = output.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+
+
+def _try_spawned() -> tuple[int, str]:
+    """Exit status and standard error of this module as a program."""
     checkout = str(Path(__file__).resolve().parents[1])
     paths = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
     result = subprocess.run(
@@ -31,10 +65,7 @@ def why_not() -> str | None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    if result.returncode == OK:
-        return None
-    lines = result.stderr.strip().splitlines()
-    return lines[-1] if lines else f"the start-up check ended with status {result.returncode}"
+    return result.returncode, result.stderr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
