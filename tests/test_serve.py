@@ -69,8 +69,11 @@ def test_a_wrong_setting_is_named(name: str, value: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def serve_command(port: int) -> list[str]:
-    return [BENTOML, "serve", "serving.service:LongTailClassifier", "--port", str(port)]
+SERVICE = "serving.service:LongTailClassifier"
+
+
+def serve_command(port: int, target: str = SERVICE) -> list[str]:
+    return [BENTOML, "serve", target, "--port", str(port)]
 
 
 def serve_environ(tmp_path: Path, **settings: str) -> dict[str, str]:
@@ -80,7 +83,9 @@ def serve_environ(tmp_path: Path, **settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def serving(tmp_path: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def serving(
+    tmp_path: Path, *, target: str = SERVICE, cwd: Path = CHECKOUT, **settings: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A real server that is ready, and its port; asked to end at the end.
 
     Not killed: its workers have sessions of their own and would stay.
@@ -90,8 +95,8 @@ def serving(tmp_path: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[
     log = tmp_path / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*serve_command(port), "--host", "127.0.0.1"],
-            cwd=CHECKOUT,
+            [*serve_command(port, target), "--host", "127.0.0.1"],
+            cwd=cwd,
             env=serve_environ(tmp_path, **settings),
             stdout=output,
             stderr=subprocess.STDOUT,
