@@ -16,14 +16,15 @@ RUN pip install --no-cache-dir "uv>=0.9" && python -m venv --without-pip /opt/de
 COPY --from=wheel /wheels /wheels
 # Bytecode is made here: the service starts sooner, and may run on a read-only file system.
 ENV UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1 VIRTUAL_ENV=/opt/deitlt
-# The wheel's file name holds its version; the extra has to be named with the file.
-# uv itself comes with BentoML, which needs it for building alone.
+# The wheel's file name holds its version; the extras have to be named with the file.
 
 FROM installer AS packages
+# serving,tracing,triton: also in front of a Triton server.
+ARG EXTRAS=serving,tracing
 # On Linux the library asks for onnxruntime-gpu, which is ten times as large and runs on CPUs too.
 # The override takes it out of every requirement, so that the small one is the only one.
 RUN echo "onnxruntime-gpu; sys_platform == 'never'" > /cpu.txt \
-  && uv pip install --override /cpu.txt "$(ls /wheels/deitlt-*.whl)[serving,tracing]" "onnxruntime>=1.20"
+  && uv pip install --override /cpu.txt "$(ls /wheels/deitlt-*.whl)[$EXTRAS]" "onnxruntime>=1.20"
 
 FROM installer AS packages-gpu
 RUN uv pip install "$(ls /wheels/deitlt-*.whl)[serving,tracing]" "onnxruntime-gpu[cuda,cudnn]>=1.20"

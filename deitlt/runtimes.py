@@ -4,7 +4,9 @@ Legend: `B` images, `S` image side, `C` classes, `D` width.
 """
 
 import ctypes
+from contextlib import redirect_stdout
 from importlib import metadata
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -147,6 +149,7 @@ class OnnxRuntime:
             providers = ["CUDAExecutionProvider"]
             # Without this ONNX Runtime answers a missing GPU by silently using the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            _load_cuda(onnxruntime)
         try:
             self._session = onnxruntime.InferenceSession(str(model), options, providers=providers)
         except Exception as error:  # onnxruntime raises its own pybind types, all unrelated
@@ -187,6 +190,17 @@ def count_gpus() -> int:
         if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0:
             return count.value
     return 0
+
+
+def _load_cuda(onnxruntime: Any) -> None:
+    """Load CUDA and cuDNN from NVIDIA's wheels; the system's loader does not look there.
+
+    What is missing it prints, on standard output, where programs write their results; that the
+    session then fails is said by its own error.
+    """
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        with redirect_stdout(StringIO()):
+            onnxruntime.preload_dlls()
 
 
 def _refuse_two_runtimes() -> None:

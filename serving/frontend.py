@@ -1,7 +1,8 @@
 """The ASGI app that BentoML mounts: our routes with what surrounds every request.
 
 Every answer carries `X-Request-ID`, `X-Total-Time-Ms` and security headers. Every request is
-counted and, if asked for, logged and traced. With an API key set, whatever tells of the models asks for it.
+counted and, if asked for, logged and traced. With an API key set, whatever tells of the models
+asks for it.
 """
 
 import hmac

@@ -81,12 +81,12 @@ def without_envelope(result: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def in_process() -> Iterator[TestClient]:
-    """The BentoML service with `LIMITS`, in this process."""
+def in_process(**settings: str) -> Iterator[TestClient]:
+    """The BentoML service with `LIMITS` and these variables, in this process."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("DEITLT_")]:
             patch.delenv(name)
-        for name, value in LIMITS.items():
+        for name, value in {**LIMITS, **settings}.items():
             patch.setenv(name, value)
         service: Any = LongTailClassifier  # BentoML's decorator has no types
         with TestClient(service.to_asgi()) as client:

@@ -1,0 +1,105 @@
+"""The check before a start: in a fork or a new process, the same one line; CUDA's libraries."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from deitlt.bundle import default_bundle
+from deitlt.errors import RuntimeUnavailable
+from deitlt.runtimes import OnnxRuntime
+from serving import startup
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+# As in `bentoml serve`: nothing but this thread, and a spawned check would fail.
+FORKING = """
+import sys
+from serving import startup
+
+startup._try_spawned = None
+print(startup.why_not())
+print("onnxruntime" in sys.modules)
+"""
+DYING = """
+import os
+from serving import startup
+
+startup._try_spawned = None
+startup.main = lambda argv: {action}
+print(startup.why_not())
+"""
+
+
+def printed(script: str, **variables: str) -> list[str]:
+    """What a fresh interpreter prints; nothing may go to standard error."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("DEITLT_")}
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=CHECKOUT,
+        env={**kept, "PYTHONPATH": str(CHECKOUT), "DEITLT_DEVICE": "cpu", **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stderr == ""
+    return result.stdout.splitlines()
+
+
+def test_a_good_start_is_tried_in_a_fork_that_leaves_nothing_behind() -> None:
+    assert printed(FORKING) == ["None", "False"]
+
+
+def test_a_fork_and_a_new_process_say_the_same(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (bundle_path / "model.onnx").open("ab") as model:
+        model.write(b"!")
+    forked, _ = printed(FORKING, DEITLT_MODEL=str(bundle_path))
+    assert forked.startswith(f"{bundle_path / 'model.onnx'}: changed since")
+    monkeypatch.setenv("DEITLT_MODEL", str(bundle_path))
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    monkeypatch.setattr(startup, "_try_forked", None)  # with two threads it is not called
+    try:
+        assert startup.why_not() == forked
+    finally:
+        done.set()
+        other.join()
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ("os.kill(os.getpid(), 9)", "the start-up check ended with status -9"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("os.write(2, b'a library: lost') and 3", "a library: lost"),
+    ],
+)
+def test_a_check_that_dies_is_a_reason_too(action: str, said: str) -> None:
+    assert printed(DYING.format(action=action)) == [said]
+
+
+def test_cuda_comes_from_wheels_too_and_says_nothing_on_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+
+    def preload() -> None:
+        calls.append("preload")
+        print("Failed to load libcublas")
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
+    model = default_bundle() / "model.onnx"
+    OnnxRuntime(model, device="cpu")
+    assert calls == []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: 1 / 0)
+    with pytest.raises(RuntimeUnavailable, match="CUDAExecutionProvider"):
+        OnnxRuntime(model, device="cuda")
+    assert calls == ["preload"]
+    assert capfd.readouterr().out == ""
