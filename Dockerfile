@@ -32,7 +32,7 @@ RUN uv pip install "$(ls /wheels/deitlt-*.whl)[serving,tracing]" "onnxruntime-gp
 FROM python:${PYTHON}-slim AS service
 # BentoML keeps its files under BENTOML_HOME; /tmp is all that has to be writable.
 ENV PATH=/opt/deitlt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-  BENTOML_HOME=/tmp/bentoml BENTOML_DO_NOT_TRACK=True
+  BENTOML_HOME=/tmp/bentoml BENTOML_DO_NOT_TRACK=True ORT_DISABLE_TELEMETRY=1
 WORKDIR /app
 COPY serving serving
 RUN python -m compileall -q --invalidation-mode unchecked-hash serving

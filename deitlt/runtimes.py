@@ -4,6 +4,7 @@ Legend: `B` images, `S` image side, `C` classes, `D` width.
 """
 
 import ctypes
+import os
 from contextlib import redirect_stdout
 from importlib import metadata
 from io import StringIO
@@ -129,6 +130,8 @@ class OnnxRuntime:
             RuntimeUnavailable: no onnxruntime, two of them, or the device cannot be had.
         """
         _refuse_two_runtimes()
+        # Since 1.29 it tells Microsoft of every model it loads, unless this is set beforehand.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime
         except ImportError as error:

@@ -67,6 +67,17 @@ def test_images_are_what_the_head_of_the_file_says() -> None:
         assert int(STAGES[name].last("USER").split(":")[0]) > 0
 
 
+def test_readme_builds_what_there_is() -> None:
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"docker build --target (\S+)", readme)
+    assert "serving-gpu" in targets
+    assert set(targets) <= set(STAGES)
+    files = re.findall(r"^(?:docker compose|kubectl) .*-f (\S+)", readme, re.MULTILINE)
+    assert len(files) == 2
+    for file in files:
+        assert (CHECKOUT / file).is_file()
+
+
 def test_no_image_has_two_runtimes() -> None:
     cpu, gpu = (STAGES[name].last("RUN") for name in ("packages", "packages-gpu"))
     assert re.findall(r'"onnxruntime\S*>=', cpu) == ['"onnxruntime>=']

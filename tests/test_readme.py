@@ -72,6 +72,9 @@ def test_every_command_is_tested_here() -> None:
         "python -m export.import_checkpoint",
         "torchrun",
         "deitlt",
+        "bentoml",  # tests/test_to_bento.py
+        "docker",  # tests/test_dockerfile.py, tests/test_deploy.py
+        "kubectl",  # tests/test_deploy.py
         "DEITLT_MODEL=bundle/",
         "DEITLT_MODEL=bundles/quick",
         "DEITLT_TRITON=grpc://localhost:8001",

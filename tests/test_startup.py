@@ -1,4 +1,4 @@
-"""The check before a start: in a fork or a new process, the same one line; CUDA's libraries."""
+"""The check before a start, forked or spawned; what ONNX Runtime loads and what it must not do."""
 
 import os
 import subprocess
@@ -103,3 +103,15 @@ def test_cuda_comes_from_wheels_too_and_says_nothing_on_standard_output(
         OnnxRuntime(model, device="cuda")
     assert calls == ["preload"]
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("use", ["deitlt; deitlt.load(device='cpu')", "export.quantize"])
+def test_onnxruntime_tells_nobody_of_the_model(use: str, tmp_path: Path) -> None:
+    # Where it would, it keeps an id of the machine and a queue of events in the home folder. The
+    # variables that stop it by themselves in tests are taken away.
+    stopping = ("ORT_", "CI", "GITHUB_", "XDG_")
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(stopping)}
+    environ = {**kept, "HOME": str(tmp_path), "PYTHONPATH": str(CHECKOUT)}
+    command = [sys.executable, "-c", f"import {use}"]
+    subprocess.run(command, env=environ, check=True, timeout=60)
+    assert list(tmp_path.rglob("*onnxruntime*")) == []
