@@ -24,10 +24,10 @@ ARG EXTRAS=serving,tracing
 # On Linux the library asks for onnxruntime-gpu, which is ten times as large and runs on CPUs too.
 # The override takes it out of every requirement, so that the small one is the only one.
 RUN echo "onnxruntime-gpu; sys_platform == 'never'" > /cpu.txt \
-  && uv pip install --override /cpu.txt "$(ls /wheels/deitlt-*.whl)[$EXTRAS]" "onnxruntime>=1.20"
+  && uv pip install --override /cpu.txt "$(ls /wheels/deitlt-*.whl)[$EXTRAS]" "onnxruntime>=1.26"
 
 FROM installer AS packages-gpu
-RUN uv pip install "$(ls /wheels/deitlt-*.whl)[serving,tracing]" "onnxruntime-gpu[cuda,cudnn]>=1.20"
+RUN uv pip install "$(ls /wheels/deitlt-*.whl)[serving,tracing]" "onnxruntime-gpu[cuda,cudnn]>=1.26"
 
 FROM python:${PYTHON}-slim AS service
 # BentoML keeps its files under BENTOML_HOME; /tmp is all that has to be writable.
