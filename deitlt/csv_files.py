@@ -10,14 +10,14 @@ PATH_COLUMNS = ("image_path", "filepath", "path", "filename")
 OTHER_NAMES = {"": "all", "validation": "val", "valid": "val"}
 
 
-def read_csv(path: Path, complain: Complain) -> Listing:
+def read_csv(path: Path, complain: Complain, files: FileCheck) -> Listing:
     """The rows of a UTF-8 CSV by split, sorted by class name and path.
 
     Paths are relative to the CSV, and spaces around a cell do not count. A `split` or a `group`
     stands in all rows or in none.
     """
     named: dict[str, list[Row]] = {}
-    for split, row in _rows(path, complain):
+    for split, row in _rows(path, complain, files):
         named.setdefault(split, []).append(row)
     if "all" in named and len(named) > 1:
         complain("no_split", f"{path}: some rows have no split; give one to all rows or to none")
@@ -34,7 +34,7 @@ def read_csv(path: Path, complain: Complain) -> Listing:
     )
 
 
-def _rows(path: Path, complain: Complain) -> Iterator[tuple[str, Row]]:
+def _rows(path: Path, complain: Complain, files: FileCheck) -> Iterator[tuple[str, Row]]:
     empty = True
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -44,7 +44,6 @@ def _rows(path: Path, complain: Complain) -> Iterator[tuple[str, Row]]:
             if path_column is None or "label" not in columns:
                 complain("no_column", _missing_column(path, has_path=path_column is not None))
                 return
-            files = FileCheck()
             for cells in reader:
                 empty = False
                 where = f"{path}, line {reader.line_num}"

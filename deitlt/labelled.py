@@ -8,10 +8,23 @@ import numpy as np
 
 from deitlt.csv_files import read_csv
 from deitlt.errors import DataError
-from deitlt.labelled_rows import SPLITS, Complain, Fault, Layout, Listing, Row, refuse
+from deitlt.labelled_rows import (
+    SPLITS,
+    Complain,
+    Fault,
+    FileCheck,
+    Layout,
+    Listing,
+    NoFileCheck,
+    Row,
+    refuse,
+)
 from deitlt.list_files import find_lists, read_lists
 from deitlt.longtail import IntArray, class_counts
 from deitlt.preprocess import SUFFIXES
+
+# Which images are judged on where nothing is said.
+EVALUATION_ORDER = ("test", "val", "all", "train")
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Inspection:
 
 
 def read_labelled(
-    source: str | Path, classes: list[str] | None = None
+    source: str | Path, classes: list[str] | None = None, *, keep_missing: bool = False
 ) -> dict[str, LabelledImages]:
     """Labelled images by split: any of `train`, `val` and `test`, or `all` where none is marked.
 
@@ -87,13 +100,30 @@ def read_labelled(
         source: the folder, CSV or list file.
         classes: the class names in the order a model knows them; those of the data by default.
             Data may lack some of them, but may have no others.
+        keep_missing: also take rows of a CSV or list whose files are not there, for who reports
+            them one by one as he does files that cannot be read.
 
     Raises:
         DataError: nothing there, an empty class folder, a missing column or file, a class that the
             training split (or `classes`) lacks, several splits without `train` or `classes`, a
             group in two splits.
     """
-    return _read(Path(source), classes, refuse)[1]
+    files = NoFileCheck() if keep_missing else FileCheck()
+    return _read(Path(source), classes, refuse, files)[1]
+
+
+def pick_split(
+    splits: dict[str, LabelledImages], wanted: str | None, source: object
+) -> tuple[str, LabelledImages]:
+    """The split to judge on: what is wanted, or else test, val, all or train, the first there is.
+
+    Raises:
+        DataError: there is no such split; the text names `source`.
+    """
+    name = wanted or next(name for name in EVALUATION_ORDER if name in splits)
+    if name not in splits:
+        raise DataError(f"{source}: has no {name} images, only {', '.join(splits)}")
+    return name, splits[name]
 
 
 def inspect_labelled(source: str | Path, classes: list[str] | None = None) -> Inspection:
@@ -104,7 +134,7 @@ def inspect_labelled(source: str | Path, classes: list[str] | None = None) -> In
     """
     faults: list[Fault] = []
     listing, splits = _read(
-        Path(source), classes, lambda kind, text: faults.append(Fault(kind, text))
+        Path(source), classes, lambda kind, text: faults.append(Fault(kind, text)), FileCheck()
     )
     return Inspection(listing.layout, splits, faults, listing.notes)
 
@@ -121,17 +151,17 @@ def image_files(folder: Path) -> Iterator[Path]:
 
 
 def _read(
-    root: Path, classes: list[str] | None, complain: Complain
+    root: Path, classes: list[str] | None, complain: Complain, files: FileCheck
 ) -> tuple[Listing, dict[str, LabelledImages]]:
     if not root.exists():
         raise DataError(f"{root}: there is no such folder or CSV file")
     lists = find_lists(root)
     if lists:
-        listing = read_lists(lists, classes, complain)
+        listing = read_lists(lists, classes, complain, files)
     elif root.is_dir():
         listing = _read_tree(root, complain)
     else:
-        listing = read_csv(root, complain)
+        listing = read_csv(root, complain, files)
     named = listing.rows
     if classes is None:
         if "train" not in named and len(named) > 1:

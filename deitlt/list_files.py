@@ -57,7 +57,9 @@ def find_lists(source: Path) -> dict[str, Path]:
     return {split: file for split, file in lists.items() if file.is_file()}
 
 
-def read_lists(lists: dict[str, Path], classes: list[str] | None, complain: Complain) -> Listing:
+def read_lists(
+    lists: dict[str, Path], classes: list[str] | None, complain: Complain, files: FileCheck
+) -> Listing:
     """The rows of list files by split, sorted by class number and path.
 
     Without a test list the val list is read as `test`: iNaturalist publishes no other to report
@@ -72,6 +74,7 @@ def read_lists(lists: dict[str, Path], classes: list[str] | None, complain: Comp
         lists: what `find_lists` found; not empty.
         classes: class names that a model knows, if any.
         complain: told of every fault.
+        files: which files there are.
     """
     notes = []
     if "val" in lists and "test" not in lists:
@@ -94,7 +97,6 @@ def read_lists(lists: dict[str, Path], classes: list[str] | None, complain: Comp
             split: [line for line in part if judge.accepts(line, lists[split], complain)]
             for split, part in parsed.items()
         }
-    files = FileCheck()
     rows = {
         split: [
             Row(path, names.get(label, str(label)))

@@ -19,6 +19,9 @@ Interval = tuple[float, float]
 
 Z_95 = 1.959963984540054
 
+# Below this many images a class's accuracy has an interval too wide to claim anything.
+MIN_CLAIMABLE_IMAGES = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
@@ -120,26 +123,64 @@ def report(labels: ArrayLike, logits: NDArray[Any], train_counts: Sequence[int])
         logits: scores, `(N, C)`; ties go to the lower class index.
         train_counts: training images of each class, `(C,)`; they define the groups.
     """
-    label_array = np.asarray(labels, dtype=np.int64)
-    num_images, num_classes = logits.shape
-    assert num_images == len(label_array) > 0
-    assert num_classes == len(train_counts)
-    predicted = logits.argmax(axis=1)
-    confusion = confusion_matrix(label_array, predicted, num_classes)
-    hits, totals, answers = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    present = totals > 0
-    f1 = 2 * hits[present] / np.maximum(totals[present] + answers[present], 1)
+    assert logits.shape[1] == len(train_counts)
+    return report_answers(labels, logits.argmax(axis=1), softmax(logits).max(axis=1), train_counts)
+
+
+def report_answers(
+    labels: ArrayLike,
+    predicted: ArrayLike,
+    confidence: NDArray[np.float64],
+    train_counts: Sequence[int],
+) -> Report:
+    """All figures for one head from its answers alone, in memory that grows with N and with C.
+
+    Args:
+        labels: true classes, `(N,)`.
+        predicted: classes answered, `(N,)`.
+        confidence: probability of each answer, `(N,)`.
+        train_counts: training images of each class, `(C,)`; they define the groups.
+    """
+    hits, totals, answers = count_answers(labels, predicted, len(train_counts))
+    assert totals.sum() == len(confidence) > 0
     return Report(
-        overall=_share(int(hits.sum()), num_images),
+        overall=share_of(int(hits.sum()), int(totals.sum())),
         balanced=mean_recall(hits, totals),
-        macro_f1=float(f1.mean()),
+        macro_f1=mean_f1(hits, totals, answers),
         groups={
             name: mean_recall(hits[classes], totals[classes])
             for name, classes in all_groups(train_counts).items()
         },
-        per_class=[_share(int(k), int(n)) for k, n in zip(hits, totals, strict=True)],
-        ece=expected_calibration_error(softmax(logits).max(axis=1), predicted == label_array),
+        per_class=[share_of(int(k), int(n)) for k, n in zip(hits, totals, strict=True)],
+        ece=expected_calibration_error(confidence, np.equal(predicted, labels)),
     )
+
+
+def count_answers(
+    labels: ArrayLike, predicted: ArrayLike, num_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of each class its right answers, its images, and the answers that name it; each `(C,)`."""
+    true, named = np.asarray(labels, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    hits, totals, answers = (
+        np.bincount(classes, minlength=num_classes)
+        for classes in (true[true == named], true, named)
+    )
+    return hits, totals, answers
+
+
+def f1_scores(
+    hits: NDArray[np.int64], totals: NDArray[np.int64], answers: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """F1 of each class, `(C,)`; 0 for one without images and answers."""
+    scores: NDArray[np.float64] = 2 * hits / np.maximum(totals + answers, 1)
+    return scores
+
+
+def mean_f1(
+    hits: NDArray[np.int64], totals: NDArray[np.int64], answers: NDArray[np.int64]
+) -> float:
+    """Mean F1 over the classes present in the labels."""
+    return float(f1_scores(hits, totals, answers)[totals > 0].mean())
 
 
 def format_table(reports: dict[str, Report]) -> str:
@@ -183,7 +224,8 @@ def mean_of_groups(figures: Report) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _share(successes: int, trials: int) -> Accuracy:
+def share_of(successes: int, trials: int) -> Accuracy:
+    """A share with its Wilson interval; without a value where there are no trials."""
     if not trials:
         return Accuracy(None, None, 0)
     share = successes / trials

@@ -2,11 +2,8 @@
 
 from typing import Any
 
-from deitlt.metrics import Report, format_table
+from deitlt.metrics import MIN_CLAIMABLE_IMAGES, Report, format_table
 from export.gate import Gate
-
-# Below this many images a class's accuracy has an interval too wide to claim anything.
-MIN_TEST_IMAGES = 5
 
 
 def model_card(
@@ -23,7 +20,11 @@ def model_card(
     counts, classes = manifest["train_counts"], manifest["classes"]
     average = reports["average"]
     low, high = average.overall.interval or (0.0, 1.0)
-    weak = [classes[i] for i, c in enumerate(average.per_class) if c.num_images < MIN_TEST_IMAGES]
+    weak = [
+        name
+        for name, accuracy in zip(classes, average.per_class, strict=True)
+        if accuracy.num_images < MIN_CLAIMABLE_IMAGES
+    ]
     lines = [
         "---",
         "pipeline_tag: image-classification",
@@ -63,8 +64,8 @@ def model_card(
     ]
     if weak:
         lines.append(
-            f"{len(weak)} of {len(classes)} classes had fewer than {MIN_TEST_IMAGES} images to "
-            f"verify on; nothing can be claimed for them: {', '.join(weak[:20])}."
+            f"{len(weak)} of {len(classes)} classes had fewer than {MIN_CLAIMABLE_IMAGES} "
+            f"images to verify on; nothing can be claimed for them: {', '.join(weak[:20])}."
         )
     return "\n".join(lines) + "\n"
 

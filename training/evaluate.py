@@ -11,7 +11,7 @@ import tyro
 
 from deitlt.errors import CheckpointError, DataError
 from deitlt.files import write_json, write_text
-from deitlt.labelled import LabelledImages, read_labelled
+from deitlt.labelled import LabelledImages, pick_split, read_labelled
 from deitlt.metrics import Report, format_table, per_class_csv
 from deitlt.student import load_transformer
 from deitlt.weights import Card
@@ -118,11 +118,7 @@ def _pick_split(
     command: EvaluateCommand, recipe: Recipe | None, card: Card
 ) -> tuple[str, LabelledImages]:
     known = read_labelled(command.data, card.classes) | _own_splits(command.data, recipe, card)
-    order = ("test", "val", "all", "train")
-    name: str = command.split or next(name for name in order if name in known)
-    if name not in known:
-        raise DataError(f"{command.data}: has no {name} images, only {', '.join(known)}")
-    return name, known[name]
+    return pick_split(known, command.split, command.data)
 
 
 def _own_splits(data: Path, recipe: Recipe | None, card: Card) -> dict[str, LabelledImages]:
