@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from deitlt import __version__
-from deitlt.commands import inspect, predict
+from deitlt.commands import evaluate, inspect, predict
 from deitlt.program import OneLineParser, run_program
 
 
@@ -29,7 +29,7 @@ def _parser() -> OneLineParser:
     )
     parser.add_argument("--version", action="version", version=f"deitlt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (predict, inspect):
+    for command in (predict, evaluate, inspect):
         command.add_to(commands)
     return parser
 

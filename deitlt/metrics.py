@@ -22,6 +22,9 @@ Z_95 = 1.959963984540054
 # Below this many images a class's accuracy has an interval too wide to claim anything.
 MIN_CLAIMABLE_IMAGES = 5
 
+# Bins of a calibration error.
+NUM_BINS = 15
+
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
@@ -102,11 +105,18 @@ def mean_recall(hits: NDArray[np.int64], totals: NDArray[np.int64]) -> Accuracy:
     return Accuracy(value, wilson_interval(value, effective), int(totals.sum()))
 
 
+def probability_bins(
+    probability: NDArray[np.float64], num_bins: int = NUM_BINS
+) -> NDArray[np.int64]:
+    """Which of the bins of equal width a probability lies in; certainty belongs to the last."""
+    return np.minimum((probability * num_bins).astype(np.int64), num_bins - 1)
+
+
 def expected_calibration_error(
-    confidence: NDArray[np.float64], correct: NDArray[np.bool_], num_bins: int = 15
+    confidence: NDArray[np.float64], correct: NDArray[np.bool_], num_bins: int = NUM_BINS
 ) -> float:
     """Mean gap between confidence and accuracy, weighted by bin size (Guo et al. 2017)."""
-    bins = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
+    bins = probability_bins(confidence, num_bins)
     size = np.bincount(bins, minlength=num_bins)
     gap = np.abs(
         np.bincount(bins, weights=confidence, minlength=num_bins)

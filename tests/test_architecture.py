@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = ("training", "export", "serving")
 ROOMS = ("deitlt", *PROGRAMS)
 # A serving machine has none of these, or should not have to load them to classify an image.
-HEAVY = ("torch", "torchvision", "timm", "onnxruntime", "bentoml", "tritonclient")
+HEAVY = ("torch", "torchvision", "timm", "onnxruntime", "bentoml", "tritonclient", "matplotlib")
 TORCH_MODULES = {"deitlt.student", "deitlt.torch_runtime", "deitlt.weights"}
 MAX_LINES = 350
 TAKEN_NAMES = {

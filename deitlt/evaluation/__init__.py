@@ -1,0 +1,1 @@
+"""How good a bundle is on labelled images: figures, tables and pictures, written as one folder."""
