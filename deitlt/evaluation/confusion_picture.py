@@ -59,8 +59,9 @@ def _classes_figure(confusion: Confusion, names: Names, title: str) -> "Figure":
     words = 10 * max(1.0, side / 9)
     axes.set_xlabel("class answered", fontsize=words)
     axes.set_ylabel("true class, by falling training count", fontsize=words)
-    grey = "; grey: no images" if (counts.sum(axis=1) == 0).any() else ""
-    axes.set_title(f"Confusion on {title}{grey}", pad=PAD, fontsize=1.2 * words)
+    axes.set_title(
+        f"Confusion on {title}{_grey(counts.sum(axis=1))}", pad=PAD, fontsize=1.2 * words
+    )
     return picture
 
 
@@ -84,7 +85,7 @@ def _blocks_figure(confusion: Confusion, names: Names, title: str) -> "Figure":
         ylabel="true classes, by training images of a class",
     )
     axes.set_title(
-        f"Wrong answers, by blocks of about {round(size)} classes\n{title}",
+        f"Wrong answers, by blocks of about {round(size)} classes\n{title}{_grey(of_block)}",
         pad=PAD,
     )
     return picture
@@ -93,7 +94,8 @@ def _blocks_figure(confusion: Confusion, names: Names, title: str) -> "Figure":
 def _empty(side: float) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(side + 2.2, side + 2.0), layout="constrained")
+    picture = Figure(figsize=(side + 2.2, side + 2.0))
+    picture.set_layout_engine("constrained", w_pad=0.1, h_pad=0.15)
     return picture, picture.add_subplot()
 
 
@@ -147,6 +149,10 @@ def _mark_groups(axes: "Axes", groups: list[str]) -> None:
         if first:
             axes.axhline(first - 0.5, color="0.35", linewidth=0.8)
             axes.axvline(first - 0.5, color="0.35", linewidth=0.8)
+
+
+def _grey(totals: NDArray[np.int64]) -> str:
+    return "; grey: no images" if (totals == 0).any() else ""
 
 
 def _short(name: str) -> str:

@@ -19,8 +19,9 @@ from deitlt.metrics import NUM_BINS, Accuracy, Report, report_answers, share_of
 # What the figures mean, for who finds them without this code.
 CONVENTIONS = {
     "intervals": "95 %; overall, shares and recalls: Wilson; balanced and groups: Wilson at the "
-    "effective number of images; macro_f1 and ece: basic bootstrap over images within each class, "
-    f"{NUM_RESAMPLES} resamples",
+    "effective number of images; macro_f1 and ece: bootstrap over images within each class, "
+    f"{NUM_RESAMPLES} resamples; that of ece begins at 0 where calibrated answers of the same "
+    "confidence would show as much",
     "balanced": "mean recall over the classes that have images here; the others are listed",
     "macro_f1": "mean F1 over the same classes",
     "groups": "mean recall of the classes of a group that have images here; head, mid and tail are "

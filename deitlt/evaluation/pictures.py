@@ -67,8 +67,6 @@ def draw(
         for group, classes in groups.items():
             inside = np.isin(answers.labels, classes)
             if inside.any():
-                title = (
-                    f"Reliability on {int(inside.sum()):,} {images} of {group} classes\n{bundle}"
-                )
+                title = f"Reliability, {group}: {int(inside.sum()):,} {images}\n{bundle}"
                 picture = reliability_figure(answers, figures, group, inside, title)
                 picture.savefig(folder / f"reliability_{group}.png", dpi=DPI)
