@@ -98,6 +98,9 @@ def test_your_own_data_from_training_to_predictions(
     assert run("training.train_student", *STUDENT) == 0
     assert run("training.evaluate") == 0
     assert run("export.to_bundle") == 0
+    (evaluate,) = commands("deitlt evaluate")
+    assert import_module("deitlt.cli").main(evaluate[1:]) == 0
+    assert (home / "evaluation" / "confusion.png").is_file()
     predict, predict_int8 = commands("deitlt predict")
     assert import_module("deitlt.cli").main(predict[1:]) == 0
     assert len((home / "predictions.csv").read_text().splitlines()) == 1 + 3
