@@ -13,9 +13,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if all went well, 2 for wrong use, 3 if some images could not be classified or some
-        artefacts not be checked, 130 after Ctrl-C.
+        artefacts not be checked, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser().parse_args(words)
+    arguments.command = ["deitlt", *words]
     return run_program(
         "deitlt",
         lambda: arguments.run(arguments),

@@ -16,11 +16,11 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,14 +54,14 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         yield temporary
         for file in [*temporary.rglob("*"), temporary]:
-            _sync(file)
+            sync(file)
         if overwrite and path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         elif path.exists():
             path.rmdir()  # an empty folder made by the user; anything else is an error here
         temporary.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -71,6 +71,24 @@ def restore_stranded(path: Path) -> None:
     """Put back a folder that a killed `new_folder` had moved aside and not yet replaced."""
     if _former(path).exists() and not path.exists():
         _former(path).rename(path)
+
+
+def move_into_place(source: Path, target: Path) -> None:
+    """Rename a file that is on the disk already over `target`, and have the name on the disk."""
+    os.replace(source, target)
+    sync(target.parent)
+    sync(source.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the content of a file, or the names in a folder, on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder to flush it
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:
@@ -88,13 +106,3 @@ def _former(path: Path) -> Path:
 
 def _write_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder to flush it
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

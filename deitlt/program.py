@@ -1,14 +1,40 @@
 """How every command-line program of the project begins and ends: one line, and an exit status."""
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from deitlt.errors import DeitLTError
 
 OK, WRONG_USE, SOME_FAILED = 0, 2, 3
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
+TERMINATED = 143  # and of one that SIGTERM ended
+
+
+class Terminated(BaseException):
+    """SIGTERM has come; like Ctrl-C it is no error that anything but the program's end handles."""
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """While it lasts SIGTERM raises `Terminated` in the main thread: all is left cleanly."""
+    if threading.current_thread() is not threading.main_thread():  # it takes no signals
+        yield
+        return
+
+    def stop(*_: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the leaving short
+        raise Terminated
+
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -37,7 +63,8 @@ def run_program(
         say: where the line goes.
 
     Returns:
-        The body's status or 0; 2 for a user's mistake, 130 after Ctrl-C.
+        The body's status or 0; 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM in
+        `sigterm_raises`.
     """
     try:
         return body() or OK
@@ -47,6 +74,6 @@ def run_program(
     except OSError as error:
         say(f"{program}: {error.filename or output}: {error.strerror or error}")
         return WRONG_USE
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as error:
         say(f"{program}: {interrupted}")
-        return INTERRUPTED
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED

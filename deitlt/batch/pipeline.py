@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain, islice
 from math import ceil
 from typing import TypeVar
@@ -22,7 +21,7 @@ from deitlt.batch.inference import Inference, Plan, choose_plan
 from deitlt.classifier import Classifier, Options, Prediction
 from deitlt.engine import usable_cores
 from deitlt.errors import ImageError, UsageError
-from deitlt.preprocess import ImageLike, Pixels
+from deitlt.preprocess import Pixels
 
 S = TypeVar("S", bound=Readable)
 Result = Prediction | ImageError
@@ -86,17 +85,6 @@ def _stream(
         sources = chain(beginning, sources)
     with _Stages(classifier, options, plan, num_workers or usable_cores(), processes) as stages:
         yield from stages.run(sources, first)
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """An image at hand as a source."""
-
-    image: ImageLike
-
-    def read(self) -> ImageLike:
-        """The image."""
-        return self.image
 
 
 class _Stages:

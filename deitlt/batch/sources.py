@@ -1,49 +1,169 @@
-"""What there is to classify: files, folders and patterns, as sources in a fixed order."""
+"""What there is to classify: files, folders, patterns, lists, archives and URLs, in a fixed order.
+
+Sources come one by one, whatever their number; only the names in one folder, the matches of one
+pattern and the listing of one URL are ever in memory together.
+"""
 
 import glob
-from collections.abc import Sequence
+import os
+import stat
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
+from deitlt.batch.path_lists import csv_paths, line_paths, text_paths
+from deitlt.batch.places import Place, Unreadable
+from deitlt.batch.remote_files import RemoteFile, is_url, remote_images
+from deitlt.batch.tar_files import is_compressed_tar, is_tar, local_tar_members
+from deitlt.classifier import ImageLike
 from deitlt.errors import UsageError
-from deitlt.labelled import image_files
+from deitlt.preprocess import SUFFIXES
+
+STDIN = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """An image to classify: where it is, and the name its rows bear."""
 
-    path: Path
+    place: Path | Place
     filename: str
 
-    def read(self) -> Path:
-        """The file, for the preprocessing to read."""
-        return self.path
+    def read(self) -> ImageLike:
+        """What `Classifier.predict` takes: the path of a plain file, else bytes.
+
+        Raises:
+            OpenFailed: it cannot be read. Of a plain file, the one who opens the path says so.
+            ImageTooLarge: it is too large to be unpacked.
+        """
+        return self.place if isinstance(self.place, Path) else self.place.read()
 
 
-def find_sources(inputs: Sequence[str]) -> list[Source]:
-    """Images of files, folders (recursive) and glob patterns, in the order given.
+def find_sources(inputs: Sequence[str], lists: Sequence[str] = ()) -> Iterator[Source]:
+    """Images of all inputs and lists, in the order given.
+
+    An input is a file, a folder (image files by suffix, recursive, sorted, hidden ones left out,
+    a link back to a folder above not followed), a CSV with a column of paths, a tar archive, a
+    pattern, a URL, or `-` for paths on standard input.
 
     A single folder's files are named relative to it. With several inputs every name begins with its
-    input as it was given, so that `a/1.png` and `b/1.png` stay two. Folders are separated by `/`.
+    input as it was given, so that `a/1.png` and `b/1.png` stay two. Files of a list bear the name
+    that stands there; those of an archive the archive's name and their own. Folders are separated
+    by `/`.
+
+    Args:
+        inputs: as above.
+        lists: CSV or text files of paths, relative to where the list lies; `-` for standard input,
+            relative to the current folder.
 
     Raises:
         UsageError: an input does not exist, or there is no image at all.
+        DataError: a CSV has no column of paths.
     """
-    sources: list[Source] = []
-    for item in inputs:
-        path = Path(item)
-        if path.is_dir():
-            for file in image_files(path):
-                name = file.relative_to(path) if len(inputs) == 1 else file
-                sources.append(Source(file, name.as_posix()))
-        elif path.exists():
-            sources.append(Source(path, path.as_posix()))
-        elif matches := sorted(glob.glob(item, recursive=True)):
-            files = (Path(match) for match in matches)
-            sources.extend(Source(file, file.as_posix()) for file in files if file.is_file())
-        else:
-            raise UsageError(f"{item}: there is no such file, folder or match")
-    if not sources:
-        raise UsageError(f"no images in {', '.join(inputs)}")
-    return sources
+    alone = len(inputs) + len(lists) == 1
+    parts = [_input(item, alone=alone) for item in inputs] + [_listed(item) for item in lists]
+    sources = chain.from_iterable(parts)
+    first = next(sources, None)
+    if first is None:
+        raise UsageError(f"no images in {', '.join([*inputs, *lists])}")
+    return chain([first], sources)
+
+
+def count_sources(inputs: Sequence[str], lists: Sequence[str] = ()) -> int | None:
+    """How many sources `find_sources` gives; None where counting would use them up or take long."""
+    for item in [*inputs, *lists]:
+        if item == STDIN or is_url(item) or is_compressed_tar(item) or _is_pipe(item):
+            return None
+    return sum(1 for _ in find_sources(inputs, lists))
+
+
+def _input(item: str, *, alone: bool) -> Iterator[Source]:
+    path = Path(item)
+    if item == STDIN:
+        return _listed(item)
+    if is_url(item):
+        return (Source(place, name) for name, place in remote_images(item))
+    if path.is_dir():
+        return _folder_sources(path, "" if alone else f"{path.as_posix().rstrip('/')}/")
+    if os.path.lexists(path):
+        if path.suffix.lower() == ".csv":
+            return _listed(item)
+        return _file_sources(path)
+    if matches := sorted(glob.glob(item, recursive=True)):
+        files = (Path(match) for match in matches if not _goes_in_circles(os.path.dirname(match)))
+        return chain.from_iterable(_file_sources(file) for file in files if not file.is_dir())
+    raise UsageError(f"{item}: there is no such file, folder or match")
+
+
+def _file_sources(path: Path) -> Iterator[Source]:
+    name = path.as_posix()
+    if not is_tar(name):
+        return iter([Source(path, name)])
+    members = local_tar_members(path)
+    return (Source(place, f"{name}/{member}" if member else name) for member, place in members)
+
+
+def _listed(item: str) -> Iterator[Source]:
+    """The sources of a list; each line or cell is a file or a URL."""
+    if item == STDIN:
+        return (_listed_source(text, Path()) for text in line_paths(sys.stdin.buffer))
+    file = Path(item)
+    if not file.exists():
+        raise UsageError(f"{item}: there is no such list of files")
+    if file.is_dir():
+        raise UsageError(f"{item}: is a folder; a list of files is a .csv or a text file")
+    paths = csv_paths(file) if file.suffix.lower() == ".csv" else text_paths(file)
+    return (_listed_source(text, file.parent) for text in paths)
+
+
+def _listed_source(text: str, folder: Path) -> Source:
+    if not text:
+        return Source(Unreadable("the list names no file here"), text)
+    return Source(RemoteFile(text) if is_url(text) else folder / text, text)
+
+
+def _folder_sources(
+    folder: Path, prefix: str, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Source]:
+    """Image files under a folder; `above` are the folders that it lies in, by device and number."""
+    try:
+        status = folder.stat()
+        this = (status.st_dev, status.st_ino)
+        if this in above:
+            return
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        reason = f"{folder}: cannot be listed ({error.strerror})"
+        yield Source(Unreadable(reason), prefix or folder.as_posix())
+        return
+    for entry in entries:
+        name = prefix + entry.name
+        if entry.name.startswith("."):
+            continue
+        # A link is looked at by its path: the entry itself would raise where links lead in a ring.
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+            yield from _folder_sources(Path(entry.path), f"{name}/", above | {this})
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            # Opening a pipe would wait for a writer for ever.
+            plain = entry.is_symlink() or entry.is_file()
+            place = Path(entry.path) if plain else Unreadable(f"{entry.path}: is no plain file")
+            yield Source(place, name)
+
+
+@lru_cache(maxsize=4096)
+def _goes_in_circles(folder: str) -> bool:
+    """Whether a folder's path leads through one folder twice, as `**` does along a link upwards."""
+    path = Path(os.path.normpath(folder))
+    steps = [os.path.realpath(step) for step in (path, *path.parents)]
+    return len(set(steps)) < len(steps)
+
+
+def _is_pipe(item: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(item).st_mode)
+    except (OSError, ValueError):  # a pattern
+        return False

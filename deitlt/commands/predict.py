@@ -1,46 +1,92 @@
-"""`deitlt predict`: classify files and folders into a table."""
+"""`deitlt predict`: classify files, folders, lists, archives and URLs into a table."""
 
 import argparse
+import os
 import sys
 import time
 import warnings
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from tqdm import tqdm
 
-from deitlt.batch.output import check_output, write_csv
+from deitlt.batch.output import Output, check_output
 from deitlt.batch.pipeline import predict_iter
-from deitlt.batch.sources import find_sources
+from deitlt.batch.remote_files import is_url
+from deitlt.batch.rows import Layout
+from deitlt.batch.run_log import run_record
+from deitlt.batch.sources import Source, count_sources, find_sources
 from deitlt.bundle import FLOAT32, default_bundle, open_bundle
 from deitlt.classifier import Classifier, Options, load
-from deitlt.program import OK, SOME_FAILED
+from deitlt.errors import ImageError, UsageError
+from deitlt.files import write_json
+from deitlt.program import OK, SOME_FAILED, Terminated, sigterm_raises
 from deitlt.triton_runtime import TritonRuntime
 
 
 def add_to(commands: Any) -> None:
     """Add the parser of this subcommand."""
-    parser = commands.add_parser("predict", help="classify files and folders into a CSV")
+    parser = commands.add_parser("predict", help="classify images into a CSV, JSONL or Parquet")
     parser.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="INPUT",
-        help="file, folder or glob pattern; rows bear names relative to a single folder, and the "
-        "whole path as given where there are several inputs",
-    )
-    parser.add_argument("--output", type=Path, required=True, help="the .csv file to write")
-    parser.add_argument(
-        "--model", type=Path, default=None, help="bundle folder; default: the packaged digits"
+        help="file, folder (recursive, hidden entries left out), glob pattern, .csv with a column "
+        "image_path, .tar or compressed tar, URL (s3://, https://, ...), or - for a list on "
+        "standard input; rows bear names relative to a single folder, and the whole path as given "
+        "where there are several inputs",
     )
     parser.add_argument(
-        "--variant", default=FLOAT32, help="form of the model, as deitlt inspect lists them"
+        "--filepaths",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a .csv with a column image_path, or a text with a path a line, relative to where it "
+        "lies; - for standard input",
     )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the .csv, .jsonl or .parquet file to write"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start anew, replace an output")
+    parser.add_argument("--log", type=Path, default=None, help="a .json file: record of the run")
+    _add_columns(parser)
+    _add_model(parser)
+    parser.set_defaults(
+        run=run,
+        when_interrupted="finished rows are kept in the .partial folder beside the output; "
+        "the same command goes on (without --overwrite)",
+    )
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topk", type=int, default=1, help="classes listed an image (default 1)")
+    parser.add_argument(
+        "--wide", action="store_true", help="one row an image: label_1, prob_1, label_2, ..."
+    )
     parser.add_argument(
         "--experts", action="store_true", help="add what CLS and DIST say on their own"
     )
     parser.add_argument(
         "--blend", type=float, default=0.5, help="weight of CLS against DIST (default 0.5)"
+    )
+    parser.add_argument(
+        "--output-type",
+        choices=("prob", "logit"),
+        default="prob",
+        help="probabilities, or the scores before softmax in columns called logit",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, default=None, help="bundle folder; default: the packaged digits"
+    )
+    parser.add_argument(
+        "--variant", default=FLOAT32, help="form of the model, as deitlt inspect lists them"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
@@ -52,44 +98,161 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "-j", "--workers", type=int, default=None, help="images in work at once; default: cores"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.set_defaults(
-        run=run,
-        when_interrupted="the output is only written when complete, "
-        "finished rows are in the .partial file beside it",
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Classify; returns 0, or 3 if some images could not be classified."""
     # What Pillow warns of is decoded all the same or gets an error in its row; it names no file.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    options = Options(arguments.topk, arguments.experts, arguments.blend)
-    check_output(arguments.output, overwrite=arguments.overwrite)
-    sources = find_sources(arguments.inputs)
+    logits = arguments.output_type == "logit"
+    options = Options(arguments.topk, arguments.experts, arguments.blend, logits=logits)
+    _check(arguments)
+    sources = find_sources(arguments.inputs, arguments.filepaths)
     classifier = _open(arguments)
-    start = time.perf_counter()
-    results = tqdm(
-        predict_iter(classifier, sources, options, num_workers=arguments.workers),
-        total=len(sources),
-        unit="image",
-        disable=not sys.stderr.isatty(),
-    )
-    summary = write_csv(
-        arguments.output,
-        results,
+    layout = Layout(
+        top_k=min(options.top_k, len(classifier.bundle.classes)),
+        wide=arguments.wide,
         experts=options.experts,
+        logits=logits,
+    )
+    output = Output(
+        arguments.output,
+        layout,
         model_version=classifier.bundle.version,
+        fingerprint=_fingerprint(arguments, classifier, layout),
         overwrite=arguments.overwrite,
     )
-    seconds = time.perf_counter() - start
-    print(
-        f"{summary.num_images} images in {seconds:.1f} s "
-        f"({summary.num_images / seconds:.0f} images/s, {classifier.runtime.provider}), "
-        f"{summary.num_failed} failed; rows in {arguments.output}",
-        file=sys.stderr,
-    )
-    return SOME_FAILED if summary.num_failed else OK
+    with sigterm_raises():
+        return _Run(arguments, classifier, options, output).run(sources)
+
+
+class _Run:
+    """One run, from the first source without rows to the summary."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        classifier: Classifier,
+        options: Options,
+        output: Output,
+    ) -> None:
+        self._arguments = arguments
+        self._classifier = classifier
+        self._options = options
+        self._output = output
+        self._num_before = 0
+        self._started = datetime.now(UTC)
+        self._start = time.perf_counter()
+
+    def run(self, sources: Iterator[Source]) -> int:
+        """Classify what has no rows yet, and say what came of it; gives the exit status."""
+        status = "failed"
+        try:
+            with self._output:
+                self._num_before = self._output.summary.num_images
+                if not self._output.is_complete:
+                    self._classify(self._output.remaining(sources))
+                self._output.finish()
+            status = "finished"
+        except (KeyboardInterrupt, Terminated):
+            status = "interrupted"
+            raise
+        finally:
+            if self._arguments.log is not None:
+                self._write_log(status)
+        print(self._summary(), file=sys.stderr)
+        return SOME_FAILED if self._output.summary.num_failed else OK
+
+    def _classify(self, sources: Iterator[Source]) -> None:
+        results = predict_iter(
+            self._classifier,
+            sources,
+            self._options,
+            num_workers=self._arguments.workers,
+            first=self._num_before,
+        )
+        num_failed = self._output.summary.num_failed
+        with self._progress() as progress, ExitStack() as stack:
+            if isinstance(results, Generator):
+                stack.callback(results.close)  # ends its workers where this is left early
+            for source, result in results:
+                self._output.add(source, result)
+                if isinstance(result, ImageError):
+                    num_failed += 1
+                    progress.set_postfix(failed=num_failed, refresh=False)
+                progress.update()
+
+    def _progress(self) -> "tqdm[Any]":
+        """A bar with images/s and the time left; silent where nobody looks at a terminal."""
+        is_quiet = not sys.stderr.isatty()
+        progress = tqdm(initial=self._num_before, unit="image", disable=is_quiet)
+        if not is_quiet:
+
+            def count() -> None:
+                progress.total = count_sources(self._arguments.inputs, self._arguments.filepaths)
+
+            Thread(target=count, daemon=True).start()  # a large tree takes its time
+        return progress
+
+    def _summary(self) -> str:
+        summary = self._output.summary
+        seconds = time.perf_counter() - self._start
+        num_done = summary.num_images - self._num_before
+        earlier = f" ({self._num_before} of them earlier)" if self._num_before else ""
+        failed = ", ".join(f"{code} {count}" for code, count in sorted(summary.errors.items()))
+        return (
+            f"{summary.num_images} images{earlier} in {seconds:.1f} s "
+            f"({num_done / seconds:.0f} images/s, {self._classifier.runtime.provider}), "
+            f"{summary.num_failed} failed{f' ({failed})' if failed else ''}; "
+            f"rows in {self._arguments.output}"
+        )
+
+    def _write_log(self, status: str) -> None:
+        record = run_record(
+            command=self._arguments.command,
+            bundle=self._classifier.bundle,
+            run=self._output.fingerprint,
+            status=status,
+            summary=self._output.summary,
+            num_before=self._num_before,
+            started=self._started,
+            seconds=time.perf_counter() - self._start,
+        )
+        write_json(self._arguments.log, record)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be meant, before anything is loaded or written."""
+    check_output(arguments.output, overwrite=arguments.overwrite)
+    if not arguments.inputs and not arguments.filepaths:
+        raise UsageError("nothing to classify; name an INPUT, or a list with --filepaths")
+    if (log := arguments.log) is not None:
+        if log.suffix.lower() != ".json":
+            raise UsageError(f"{log}: the log must be a .json file")
+        if not log.parent.is_dir():
+            raise UsageError(f"{log.parent}: there is no such folder for the log")
+
+
+def _fingerprint(
+    arguments: argparse.Namespace, classifier: Classifier, layout: Layout
+) -> dict[str, Any]:
+    """What must be the same for two runs to have the same rows; the names are those of flags."""
+    items = [*arguments.inputs, *arguments.filepaths]
+    is_relative = not all(is_url(item) or os.path.isabs(item) for item in items)
+    return {
+        "bundle": classifier.bundle.manifest["sha256"],
+        "variant": arguments.variant,
+        "device": classifier.runtime.provider,
+        "topk": layout.top_k,
+        "experts": layout.experts,
+        "blend": arguments.blend,
+        "output-type": arguments.output_type,
+        "wide": layout.wide,
+        "columns": list(layout.columns),
+        "inputs": arguments.inputs,
+        "filepaths": arguments.filepaths,
+        "folder": os.getcwd() if is_relative else None,
+    }
 
 
 def _open(arguments: argparse.Namespace) -> Classifier:

@@ -1,0 +1,60 @@
+"""Lists of images: a CSV with a column of paths, or a text with one path a line."""
+
+import csv
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from deitlt.csv_files import PATH_COLUMNS
+from deitlt.errors import DataError
+
+
+def csv_paths(file: Path) -> Iterator[str]:
+    """The cells of a CSV's path column, as they are written; the header is read at once.
+
+    Raises:
+        DataError: no column bears one of the names of a path column, or it is not a CSV file.
+    """
+    stream = file.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
+    reader = csv.reader(stream)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise DataError(f"{file}: not a CSV file ({error}); save it as one") from error
+    column = next((header.index(name) for name in PATH_COLUMNS if name in header), None)
+    if column is None:
+        names = ", ".join(PATH_COLUMNS)
+        raise DataError(f"{file}: no column of paths; the header must have one of {names}")
+
+    def cells() -> Iterator[str]:
+        with stream:
+            try:
+                for row in reader:
+                    if row:  # a blank line is none
+                        yield row[column] if column < len(row) else ""
+            except csv.Error as error:
+                where = f"{file}, line {reader.line_num}"
+                raise DataError(f"{where}: not CSV ({error}); correct the line") from error
+
+    return cells()
+
+
+def text_paths(file: Path) -> Iterator[str]:
+    """The lines of a text file, without empty ones."""
+    stream = file.open("rb")
+
+    def lines() -> Iterator[str]:
+        with stream:
+            yield from line_paths(stream)
+
+    return lines()
+
+
+def line_paths(stream: Iterable[bytes]) -> Iterator[str]:
+    """Lines as paths; what is no UTF-8 comes back byte for byte, as file names do."""
+    for number, line in enumerate(stream):
+        bare = line.rstrip(b"\r\n")
+        if number == 0:
+            bare = bare.removeprefix(b"\xef\xbb\xbf")  # how some editors begin a text
+        if bare:
+            yield os.fsdecode(bare)

@@ -1,0 +1,38 @@
+"""Where an image lies: what a source reads from, if it is no plain file."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from deitlt.classifier import ImageLike
+from deitlt.errors import ImageError, OpenFailed
+
+
+class Place(Protocol):
+    """Anything that can be read as an image; picklable, as decoding may be another process's."""
+
+    def read(self) -> ImageLike:
+        """What `Classifier.predict` takes; raises `ImageError`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An image that is in memory already."""
+
+    image: ImageLike
+
+    def read(self) -> ImageLike:
+        """The image."""
+        return self.image
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What was found but cannot be read, so that it has a row that says so."""
+
+    reason: str
+    kind: type[ImageError] = OpenFailed
+
+    def read(self) -> bytes:
+        """Always raises an error of this kind."""
+        raise self.kind(self.reason)

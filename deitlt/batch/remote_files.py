@@ -1,0 +1,111 @@
+"""Images behind URLs, through fsspec: s3://, gs://, https:// and what else it knows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+from deitlt.batch.places import Place
+from deitlt.batch.tar_files import is_tar, tar_members
+from deitlt.errors import DeitLTError, OpenFailed, UsageError
+from deitlt.preprocess import SUFFIXES
+
+WEB = ("http", "https")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file behind a URL, or the bytes of it from `start` to before `end`."""
+
+    url: str
+    start: int | None = None
+    end: int | None = None
+
+    def read(self) -> bytes:
+        """Its bytes; raises `OpenFailed`."""
+        try:
+            system, path = _open(self.url)
+            data: bytes = system.cat_file(path, start=self.start, end=self.end)
+        except Exception as error:  # every file system raises errors of its own
+            raise OpenFailed(f"{self.url}: cannot be read ({_reason(error)})") from error
+        if self.start is not None and self.end is not None and len(data) != self.end - self.start:
+            raise OpenFailed(f"{self.url}: ends in the middle of the image")
+        return data
+
+
+def is_url(text: str) -> bool:
+    """Whether this names something that fsspec reads, and no local file."""
+    return "://" in text
+
+
+def remote_images(url: str) -> Iterator[tuple[str, Place]]:
+    """Names (URLs) and places of what a URL stands for: a file, a folder, a pattern or a tar.
+
+    A folder is looked through recursively for image files, hidden ones left out; one behind http
+    must end in `/`, and its server must list what is in it.
+
+    Raises:
+        UsageError: there is nothing, fsspec is missing, or the URL's kind needs another package.
+    """
+    try:
+        system, path = _open(url)
+        found = _listed(system, path)
+    except DeitLTError:
+        raise
+    except Exception as error:  # every file system raises errors of its own
+        raise UsageError(f"{url}: cannot be listed ({_reason(error)})") from error
+    if not found:
+        raise UsageError(f"{url}: there is no such file, folder or match")
+    return _images(system, found)
+
+
+def _images(system: Any, found: list[str]) -> Iterator[tuple[str, Place]]:
+    for path in found:
+        url = str(system.unstrip_protocol(path))
+        if is_tar(url):
+            yield from _tar(system, path, url)
+        else:
+            yield url, RemoteFile(url)
+
+
+def _tar(system: Any, path: str, url: str) -> Iterator[tuple[str, Place]]:
+    def opened() -> IO[bytes]:
+        file: IO[bytes] = system.open(path, "rb")
+        return file
+
+    for name, place in tar_members(url, opened, lambda start, end: RemoteFile(url, start, end)):
+        yield f"{url}/{name}" if name else url, place
+
+
+def _listed(system: Any, path: str) -> list[str]:
+    """Paths of the files that a path stands for; none if there are none."""
+    web = system.protocol[0] in WEB if not isinstance(system.protocol, str) else False
+    magic = "*[" if web else "*?["  # a question mark begins the query of a web address
+    if any(sign in path for sign in magic) and not system.exists(path):
+        return sorted(str(match) for match in system.glob(path) if not system.isdir(match))
+    if path.endswith("/") if web else system.isdir(path):
+        return sorted(file for file in map(str, system.find(path)) if _is_wanted(file, path))
+    return [path] if web or system.exists(path) else []
+
+
+def _is_wanted(file: str, folder: str) -> bool:
+    parts = PurePosixPath(file.removeprefix(folder)).parts
+    hidden = any(part.startswith(".") for part in parts)
+    return not hidden and PurePosixPath(file).suffix.lower() in SUFFIXES
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The file system of a URL (fsspec keeps one for all of its URLs), and the path in it."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise UsageError(f"{url}: URLs need fsspec; pip install 'deitlt[remote]'") from error
+    try:
+        system, path = fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # the package for s3://, say, or no such protocol
+        raise UsageError(f"{url}: {_reason(error)}") from error
+    return system, str(path)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
