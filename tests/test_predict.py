@@ -1,20 +1,22 @@
 """`deitlt predict`: every input keeps its rows in order, and wrong use is one line and status 2."""
 
-import csv
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from deitlt.batch.output import write_csv
 from deitlt.batch.pipeline import predict_iter
-from deitlt.batch.sources import Source, find_sources
-from deitlt.classifier import Classifier, Options, Prediction
-from deitlt.cli import main
-from deitlt.errors import DecodeFailed, UsageError
+from deitlt.batch.sources import Source
+from deitlt.classifier import Classifier, ImageLike, Options, Prediction
+from deitlt.errors import DecodeFailed, ImageError, UsageError
+from tests.predict_support import predict as run
+from tests.predict_support import read_rows as rows
 
 Png = Callable[[int], bytes]
 
@@ -32,19 +34,6 @@ def photos(tmp_path: Path, png: Png) -> Path:
     (root / "notes.txt").write_text("no picture")
     (root / ".hidden.png").write_bytes(png(0))
     return root
-
-
-def rows(output: Path) -> list[dict[str, str]]:
-    with output.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def run(*arguments: object) -> int:
-    """The exit status, whether it is returned or argparse exits with it."""
-    try:
-        return main(["predict", "--device", "cpu", *map(str, arguments)])
-    except SystemExit as exit_status:
-        return int(exit_status.code or 0)
 
 
 def test_a_folder(
@@ -95,21 +84,16 @@ def test_images_of_two_folders_keep_apart(
     assert [row["filename"] for row in rows(Path("rows.csv"))] == names[:5]
 
 
-def test_a_pattern_is_sorted(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [str(photos / name) for name in ("b.png", "sub", "a.PNG")]
-    monkeypatch.setattr("deitlt.batch.sources.glob.glob", lambda *_, **__: found)
-    assert [s.path.name for s in find_sources([str(photos / "*")])] == ["a.PNG", "b.png"]
-
-
 def test_more_images_than_the_queue_holds_keep_their_order(
     tmp_path: Path, png: Png, classifier: Classifier
 ) -> None:
-    sources = [Source(tmp_path / f"{number}.png", str(number)) for number in range(12)]
-    for number, source in enumerate(sources):
-        source.path.write_bytes(png(number) if number != 7 else b"")
-    results = list(predict_iter(classifier, sources, Options(), num_workers=0))
+    sources = [Source(tmp_path / f"{n}.png", f"{n}.png") for n in range(90)]
+    paths = [tmp_path / source.filename for source in sources]
+    for number, path in enumerate(paths):
+        path.write_bytes(png(number) if number != 7 else b"")
+    results = list(predict_iter(classifier, sources, Options(), num_workers=2))
     assert [source for source, _ in results] == sources
-    expected = classifier.predict_each([source.path for source in sources])
+    expected = classifier.predict_each(paths)
     for number, (_, result) in enumerate(results):
         single = expected[number]
         if number == 7:
@@ -118,12 +102,6 @@ def test_more_images_than_the_queue_holds_keep_their_order(
             assert isinstance(result, Prediction)
             assert isinstance(single, Prediction)
             assert result.probability == pytest.approx(single.probability, abs=1e-5)
-
-
-def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path: Path, png: Png) -> None:
-    (tmp_path / "a[1].png").write_bytes(png(0))
-    (tmp_path / "a1.png").write_bytes(png(1))
-    assert [s.path.name for s in find_sources([str(tmp_path / "a[1].png")])] == ["a[1].png"]
 
 
 @pytest.mark.parametrize("experts", [False, True])
@@ -188,7 +166,7 @@ def test_a_corrupt_image_keeps_its_row(
         "sub/deep/d.png",
     ]
     assert "5 images" in (line := capsys.readouterr().err)
-    assert "3 failed" in line
+    assert "3 failed (decode_failed 1, open_failed 1, unsupported_image 1); rows in" in line
 
 
 @pytest.mark.parametrize(
@@ -197,7 +175,15 @@ def test_a_corrupt_image_keeps_its_row(
         (["nowhere", "--output", "new.csv"], "nowhere: there is no such file"),
         (["nothing", "--output", "new.csv"], "no images in nothing"),
         (["photos", "--output", "old.csv"], "--overwrite"),
-        (["photos", "--output", "rows.txt"], ".csv"),
+        (["photos", "--output", "old.csv", "-j", "0"], "--overwrite"),
+        (["photos", "--output", "rows.txt"], "must be a .csv, .jsonl or .parquet file"),
+        (["photos", "--output", "file.csv"], "file.csv.partial: is in the way"),
+        (["photos", "--output", "new.csv", "--log", "log.txt"], "must be a .json file"),
+        (["photos", "--output", "new.csv", "--log", "missing/log.json"], "no such folder"),
+        (["photos", "--output", "new.csv", "--output-type", "odds"], "--output-type"),
+        (["--filepaths", "gone.txt", "--output", "new.csv"], "gone.txt: there is no such list"),
+        (["--filepaths", "photos", "--output", "new.csv"], "photos: is a folder"),
+        (["old.csv", "--output", "new.csv"], "old.csv: no column of paths"),
         (["photos", "--output", "nothing"], "is a folder"),
         (["photos", "--output", "missing/rows.csv"], "no such folder"),
         (["photos", "--output", "new.csv", "--topk", "0"], "top_k is 0"),
@@ -222,6 +208,7 @@ def test_wrong_use_is_one_line(
     monkeypatch.chdir(photos.parent)
     Path("nothing").mkdir()
     Path("old.csv").write_text("former rows")
+    Path("file.csv.partial").touch()
     assert run(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -230,6 +217,7 @@ def test_wrong_use_is_one_line(
     assert captured.err.startswith("deitlt")
     assert Path("old.csv").read_text() == "former rows"
     assert not Path("new.csv").exists()
+    assert not Path("new.csv.partial").exists()
 
 
 def test_a_changed_bundle_is_refused_in_one_line(
@@ -267,11 +255,44 @@ def test_a_name_that_is_no_unicode_comes_back_byte_for_byte(tmp_path: Path, png:
     assert (tmp_path / "o.csv").read_bytes().splitlines()[1].startswith(b"caf\xe9.png,1,")
 
 
-def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").touch()
-    with pytest.raises(UsageError, match="--overwrite"):
-        write_csv(tmp_path / "rows.csv", iter(()), experts=False, model_version="v")
-    assert not (tmp_path / "rows.csv.partial").exists()
+def test_predict_iter_takes_what_predict_takes_one_by_one(
+    tmp_path: Path, png: Png, classifier: Classifier
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    picture = Image.open(tmp_path / "a.png")
+    kinds: list[ImageLike] = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        png(0),
+        picture,
+        np.asarray(picture),
+        b"",
+    ]
+    taken = 0
+
+    def endless() -> Iterator[ImageLike]:
+        nonlocal taken
+        for image in cycle(kinds):
+            taken += 1
+            yield image
+
+    results = classifier.predict_iter(endless(), top_k=2, experts=True, num_workers=2)
+    first = list(islice(results, 12))
+    assert taken < 1000
+    (expected,) = classifier.predict([png(0)], top_k=2, experts=True)
+    for number, result in enumerate(first):
+        if number % 6 == 5:
+            assert isinstance(result, ImageError)
+            assert result.code == "decode_failed"
+        else:
+            assert isinstance(result, Prediction)
+            assert result.label == expected.label
+            assert result.probability == pytest.approx(expected.probability, abs=1e-5)
+            assert result.experts is not None
+            assert len(result.top_k) == 2
+    for one in (png(0), tmp_path / "a.png", "a.png", picture):
+        with pytest.raises(UsageError, match="takes many images"):
+            classifier.predict_iter(one)  # type: ignore[arg-type]
 
 
 def test_pillows_warnings_do_not_reach_the_user(

@@ -219,8 +219,9 @@ class Output:
     def _discard(self) -> None:
         """Remove the rows, and last the state, which may say that all is done."""
         (self._folder / ROWS).unlink(missing_ok=True)
-        for part in self._folder.glob("part-*.parquet"):
-            part.unlink()
+        for pattern in ("part-*.parquet", ".*.tmp"):  # and what was half written when it was killed
+            for file in self._folder.glob(pattern):
+                file.unlink()
         (self._folder / STATE).unlink(missing_ok=True)
 
     def _save(self) -> None:
@@ -285,7 +286,8 @@ class Output:
         try:
             yield
         except OSError as error:
-            text = f"{error.strerror or error}; finished rows are kept, the same command goes on"
+            what = os.strerror(error.errno) if error.errno else str(error)
+            text = f"{what}; finished rows are kept, the same command goes on"
             raise OSError(error.errno, text, str(self._folder)) from error
 
 

@@ -82,16 +82,22 @@ def _listed(system: Any, path: str) -> list[str]:
     web = system.protocol[0] in WEB if not isinstance(system.protocol, str) else False
     magic = "*[" if web else "*?["  # a question mark begins the query of a web address
     if any(sign in path for sign in magic) and not system.exists(path):
-        return sorted(str(match) for match in system.glob(path) if not system.isdir(match))
+        top = path[: min(path.find(sign) for sign in magic if sign in path)]
+        found = map(str, system.glob(path))
+        return sorted(file for file in found if _is_visible(file, top) and not system.isdir(file))
     if path.endswith("/") if web else system.isdir(path):
-        return sorted(file for file in map(str, system.find(path)) if _is_wanted(file, path))
+        found = map(str, system.find(path))
+        return sorted(file for file in found if _is_visible(file, path) and _is_image(file))
     return [path] if web or system.exists(path) else []
 
 
-def _is_wanted(file: str, folder: str) -> bool:
-    parts = PurePosixPath(file.removeprefix(folder)).parts
-    hidden = any(part.startswith(".") for part in parts)
-    return not hidden and PurePosixPath(file).suffix.lower() in SUFFIXES
+def _is_visible(file: str, top: str) -> bool:
+    """Whether neither it nor a folder below `top` that it lies in is hidden."""
+    return not any(part.startswith(".") for part in PurePosixPath(file.removeprefix(top)).parts)
+
+
+def _is_image(file: str) -> bool:
+    return PurePosixPath(file).suffix.lower() in SUFFIXES
 
 
 def _open(url: str) -> tuple[Any, str]:

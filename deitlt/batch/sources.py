@@ -10,7 +10,6 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -92,8 +91,8 @@ def _input(item: str, *, alone: bool) -> Iterator[Source]:
         if path.suffix.lower() == ".csv":
             return _listed(item)
         return _file_sources(path)
-    if matches := sorted(glob.glob(item, recursive=True)):
-        files = (Path(match) for match in matches if not _goes_in_circles(os.path.dirname(match)))
+    if matches := sorted(_matches(item)):
+        files = (Path(match) for match in matches)
         return chain.from_iterable(_file_sources(file) for file in files if not file.is_dir())
     raise UsageError(f"{item}: there is no such file, folder or match")
 
@@ -154,12 +153,36 @@ def _folder_sources(
             yield Source(place, name)
 
 
-@lru_cache(maxsize=4096)
-def _goes_in_circles(folder: str) -> bool:
-    """Whether a folder's path leads through one folder twice, as `**` does along a link upwards."""
-    path = Path(os.path.normpath(folder))
-    steps = [os.path.realpath(step) for step in (path, *path.parents)]
-    return len(set(steps)) < len(steps)
+def _matches(pattern: str) -> set[str]:
+    """Paths that a pattern matches; `**` stands for any number of folders.
+
+    `glob` alone would follow links in circles, and take for ever where two of them cross.
+    """
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return set(glob.glob(pattern))
+    at = parts.index("**")
+    rest = "/".join(parts[at + 1 :]) or "*"
+    tops = glob.glob("/".join(parts[:at]) or "/") if at else [""]
+    folders = (folder for top in tops for folder in _folders_under(top))
+    return {match for folder in folders for match in _matches(f"{glob.escape(folder)}{rest}")}
+
+
+def _folders_under(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """A folder and all visible ones under it, with a `/` behind; the current one is empty."""
+    try:
+        status = os.stat(folder or ".")
+        names = sorted(os.listdir(folder or "."))
+    except OSError:  # no folder, or one that does not let itself be looked into
+        return
+    this = (status.st_dev, status.st_ino)
+    if this in above:
+        return
+    path = os.path.join(folder, "")
+    yield path
+    for name in names:
+        if not name.startswith(".") and os.path.isdir(path + name):
+            yield from _folders_under(path + name, above | {this})
 
 
 def _is_pipe(item: str) -> bool:

@@ -1,0 +1,450 @@
+"""`deitlt predict` stopped in any way: the old output stays, and the same command goes on."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deitlt.batch.file_lock import FolderLock
+from deitlt.batch.pipeline import predict_iter
+from deitlt.bundle import default_bundle
+from deitlt.classifier import Classifier
+from deitlt.cli import main
+from deitlt.errors import UsageError
+from tests.predict_support import hash_classifier, predict, read_rows
+
+TIMEOUT_S = 60  # only ever waited for where a test fails
+FORMATS = ["csv", "jsonl", "parquet"]
+NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
+
+# `deitlt` with a classifier that says when it begins its third image, and waits there.
+HELD = """
+import signal, sys, time
+from deitlt.classifier import Classifier
+from deitlt.cli import main
+count = 0
+def predict_one(*arguments):
+    global count
+    count += 1
+    if count == 3:
+        print("begun", flush=True)
+        sys.stdin.read()
+    return real_predict_one(*arguments)
+real_predict_one, Classifier.predict_one = Classifier.predict_one, predict_one
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+sys.exit(main())
+"""
+
+
+class Ended(Exception):
+    """What a run of these tests breaks off with."""
+
+
+@pytest.fixture
+def photos(tmp_path: Path, class_tree: Callable[[Path, Mapping[str, int]], Path]) -> Path:
+    """Four pictures."""
+    return class_tree(tmp_path / "photos", {"a": 2, "b": 2})
+
+
+@pytest.fixture
+def breaks_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Has runs use a classifier that costs nothing, and end after so many images."""
+    classifier = hash_classifier()
+    monkeypatch.setattr("deitlt.commands.predict._open", lambda arguments: classifier)
+
+    def after(count: int) -> None:
+        def broken(*arguments: object, **named: object) -> Iterator[object]:
+            results = predict_iter(*arguments, **named)  # type: ignore[arg-type]
+            for number, item in enumerate(results):
+                if number == count:
+                    raise Ended
+                yield item
+
+        monkeypatch.setattr("deitlt.commands.predict.predict_iter", broken)
+
+    return after
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """While it lasts, no file can grow over this many bytes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+
+
+def names(output: Path) -> list[str]:
+    return [row["filename"] for row in read_rows(output)]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_same_command_goes_on(
+    format: str, photos: Path, tmp_path: Path, breaks_off: Callable[[int], None]
+) -> None:
+    breaks_off(99)
+    output, whole = tmp_path / f"rows.{format}", tmp_path / f"whole.{format}"
+    assert predict(photos, "--output", whole) == 0
+    for count in (2, 1, 0):
+        breaks_off(count)
+        with pytest.raises(Ended):
+            predict(photos, "--output", output)
+        assert not output.exists()
+    breaks_off(1)  # an image is left
+    assert predict(photos, "--output", output, "--log", tmp_path / "log.json") == 0
+    assert read_rows(output) == read_rows(whole)
+    assert names(output) == NAMES
+    log = json.loads((tmp_path / "log.json").read_text())
+    assert (log["num_images"], log["num_images_before"]) == (4, 3)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("photos", "log.json", f"rows.{format}", f"whole.{format}")
+    }
+
+
+def test_a_resumed_run_says_what_was_done_earlier(
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (photos / "a" / "0.png").write_bytes(b"")
+    breaks_off(3)
+    with pytest.raises(Ended):
+        predict(photos, "--output", tmp_path / "rows.csv")
+    breaks_off(99)
+    assert predict(photos, "--output", tmp_path / "rows.csv") == 3
+    line = capsys.readouterr().err
+    assert line.startswith("4 images (3 of them earlier) in ")
+    assert "1 failed (decode_failed 1); rows in" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        (["--topk", "2"], "topk was 1 and is 2"),
+        (["--experts"], "experts was false and is true"),
+        (["--blend", "0.25"], "blend was 0.5 and is 0.25"),
+        (["--wide"], "wide was false and is true"),
+        (["--output-type", "logit"], 'output-type was "prob" and is "logit"'),
+        (["--variant", "int8"], 'variant was "float32" and is "int8"'),
+        (["photos/a"], "inputs"),
+        (["--filepaths", "list.txt"], 'filepaths was [] and is ["list.txt"]'),
+    ],
+)
+def test_another_command_is_refused_until_overwrite(
+    changes: list[str],
+    fragment: str,
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("photos/a/0.png\n")
+    breaks_off(2)
+    with pytest.raises(Ended):
+        predict("photos", "--output", "rows.csv")
+    breaks_off(99)
+    assert predict(*changes, "photos", "--output", "rows.csv") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "rows.csv.partial: holds rows of another run" in error
+    assert fragment in error
+    assert "--overwrite" in error
+    assert predict(*changes, "photos", "--output", "rows.csv", "--overwrite") == 0
+    assert not Path("rows.csv.partial").exists()
+
+
+def test_another_bundle_is_refused(
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: Callable[[int], None],
+    make_bundle: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    breaks_off(2)
+    with pytest.raises(Ended):
+        predict(photos, "--output", tmp_path / "rows.csv")
+    monkeypatch.undo()
+    other = make_bundle(tmp_path / "other", name="other")
+    assert predict(photos, "--output", tmp_path / "rows.csv", "--model", other) == 2
+    assert "another run (bundle changed)" in capsys.readouterr().err
+
+
+def test_inputs_that_changed_are_refused_and_new_ones_behind_are_taken(
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "rows.csv"
+    breaks_off(2)
+    with pytest.raises(Ended):
+        predict(photos, "--output", output)
+    breaks_off(99)
+    first = photos / "a" / "0.png"
+    first.rename(photos / "a" / "2.png")
+    assert predict(photos, "--output", output) == 2
+    error = capsys.readouterr().err
+    assert "the first 2 inputs are not those" in error
+    assert error.count("\n") == 1
+    (photos / "a" / "2.png").rename(first)
+    (photos / "b" / "2.png").write_bytes(first.read_bytes())
+    assert predict(photos, "--output", output) == 0
+    assert names(output) == [*NAMES, "b/2.png"]
+
+
+def test_fewer_inputs_than_rows_are_refused(
+    photos: Path, tmp_path: Path, breaks_off: Callable[[int], None]
+) -> None:
+    breaks_off(3)
+    with pytest.raises(Ended):
+        predict(photos, "--output", tmp_path / "rows.csv")
+    for name in NAMES[1:]:
+        (photos / name).unlink()
+    assert predict(photos, "--output", tmp_path / "rows.csv") == 2
+
+
+def test_an_overwriting_run_keeps_the_old_rows_and_goes_on_without_the_flag(
+    photos: Path, tmp_path: Path, breaks_off: Callable[[int], None]
+) -> None:
+    output = tmp_path / "rows.csv"
+    output.write_text("former rows")
+    breaks_off(2)
+    with pytest.raises(Ended):
+        predict(photos, "--output", output, "--overwrite")
+    assert output.read_text() == "former rows"
+    breaks_off(2)
+    assert predict(photos, "--output", output) == 0
+    assert names(output) == NAMES
+
+
+def test_an_output_that_came_meanwhile_is_not_replaced(
+    photos: Path, tmp_path: Path, breaks_off: Callable[[int], None]
+) -> None:
+    output = tmp_path / "rows.csv"
+    breaks_off(2)
+    with pytest.raises(Ended):
+        predict(photos, "--output", output)
+    output.write_text("another's rows")
+    assert predict(photos, "--output", output) == 2
+    assert output.read_text() == "another's rows"
+
+
+def test_a_run_that_fails_at_its_first_image_leaves_nothing(
+    photos: Path, tmp_path: Path, breaks_off: Callable[[int], None]
+) -> None:
+    breaks_off(0)
+    with pytest.raises(Ended):
+        predict(photos, "--output", tmp_path / "rows.csv")
+    assert [file.name for file in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    format: str,
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / f"rows.{format}"
+    flags = ["--topk", "10", "--experts"]
+    breaks_off(99)
+    assert predict(photos, "--output", tmp_path / f"whole.{format}", *flags) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("deitlt.batch.output.MAX_WAITING_CELLS", 1)
+    monkeypatch.setattr("deitlt.batch.formats.ROW_GROUP", 10)
+    # The state is about 1,000 bytes; of CSV and JSONL some images fit, of Parquet all parts do.
+    size = {"csv": 1800, "jsonl": 5000, "parquet": 7500}[format]
+    with largest_file(size):
+        assert predict(photos, "--output", output, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{output}.partial: File too large; finished rows are kept" in error
+    state = json.loads((tmp_path / f"rows.{format}.partial" / "state.json").read_text())
+    assert state["num_images"] in ({4} if format == "parquet" else {1, 2, 3})
+    assert predict(photos, "--output", output, *flags) == 0
+    assert read_rows(output) == read_rows(tmp_path / f"whole.{format}")
+
+
+def test_errors_of_the_disk_name_the_place(
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    breaks_off(99)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deitlt.batch.formats.os.fsync", full)
+        assert predict(photos, "--output", tmp_path / "rows.csv") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert predict(photos, "--output", tmp_path / "rows.csv") == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [("state.json", b"{}"), ("state.json", b"\xff"), ("rows", b"short"), ("rows", None)],
+)
+def test_a_damaged_partial_output_is_one_line(
+    file: str,
+    damage: bytes | None,
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "rows.csv"
+    breaks_off(2)
+    with pytest.raises(Ended):
+        predict(photos, "--output", output)
+    damaged = tmp_path / "rows.csv.partial" / file
+    damaged.unlink() if damage is None else damaged.write_bytes(damage)
+    capsys.readouterr()
+    assert predict(photos, "--output", output) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    breaks_off(99)
+    assert predict(photos, "--output", output, "--overwrite") == 0
+    assert names(output) == NAMES
+
+
+def test_a_lost_part_of_parquet_is_one_line(
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    breaks_off(2)
+    with pytest.raises(Ended):
+        predict(photos, "--output", tmp_path / "rows.parquet")
+    (tmp_path / "rows.parquet.partial" / "part-00000000.parquet").unlink()
+    assert predict(photos, "--output", tmp_path / "rows.parquet") == 2
+    assert "part-00000000.parquet: missing" in capsys.readouterr().err
+
+
+def test_two_runs_on_one_output(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "rows.csv"
+    command = [sys.executable, "-c", HELD, "predict", str(photos), "--output", str(output)]
+    process = subprocess.Popen(
+        [*command, "--device", "cpu"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            for flags in ([], ["--overwrite"]):
+                assert predict(photos, "--output", output, *flags) == 2
+                error = capsys.readouterr().err
+                assert "another run writes there" in error
+                assert error.count("\n") == 1
+            process.communicate(timeout=TIMEOUT_S)  # ends its standard input
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert names(output) == NAMES
+
+
+def test_a_lock_ends_with_its_folder(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path / "partial")
+    with pytest.raises(UsageError, match="another run"):
+        FolderLock(tmp_path / "partial")
+    lock.release(remove=True)
+    assert not (tmp_path / "partial").exists()
+    again = FolderLock(tmp_path / "partial")
+    again.release()
+    assert (tmp_path / "partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_a_signal_is_one_line_and_the_same_command_goes_on(
+    number: int, status: int, word: str, photos: Path, tmp_path: Path, classifier: Classifier
+) -> None:
+    output, log = tmp_path / "rows.csv", tmp_path / "log.json"
+    words = ["predict", str(photos), "--output", str(output), "--device", "cpu", "--log", str(log)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD, *words, "-j", "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=TIMEOUT_S)  # ends its standard input
+        finally:
+            process.kill()
+    assert process.returncode == status, word
+    assert errors.startswith("deitlt: interrupted; ")
+    assert errors.count("\n") == 1
+    assert not output.exists()
+    assert json.loads(log.read_text())["status"] == "interrupted"
+    assert main([*words, "-j", "1"]) == 0
+    assert names(output) == NAMES
+    record = json.loads(log.read_text())
+    assert record["status"] == "finished"
+    assert record["num_images"] == 4
+    assert record["bundle"]["version"] == classifier.bundle.version
+
+
+@pytest.mark.parametrize("command", ["predict", "inspect"])
+def test_ctrl_c_before_the_first_image_is_one_line_too(
+    command: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deitlt.commands.predict.load", interrupted)
+    monkeypatch.setattr("deitlt.commands.inspect.open_bundle", interrupted)
+    words = [str(photos), "--output", str(tmp_path / "rows.csv")] if command == "predict" else []
+    assert main([command, *words]) == 130
+    error = capsys.readouterr().err
+    assert error.startswith("deitlt: interrupted; ")
+    assert error.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["photos"]
+
+
+def test_the_log_says_what_ran(photos: Path, tmp_path: Path) -> None:
+    (photos / "a" / "0.png").write_bytes(b"")
+    log = tmp_path / "log.json"
+    words = [photos, "--output", tmp_path / "rows.csv", "--topk", "3", "--log", log]
+    assert predict(*words) == 3
+    record = json.loads(log.read_text())
+    manifest = json.loads((default_bundle() / "bundle.json").read_text())
+    assert record["command"] == ["deitlt", "predict", "--device", "cpu", *map(str, words)]
+    assert record["errors"] == {"decode_failed": 1}
+    assert (record["num_images"], record["num_failed"]) == (4, 1)
+    assert record["run"]["bundle"] == manifest["sha256"]
+    assert record["run"]["topk"] == 3
+    assert record["files"]["model.onnx"] == manifest["files"]["model.onnx"]["sha256"]
+    assert {"deitlt", "python", "numpy", "pillow"} <= set(record["versions"])
+    assert record["seconds"] > 0
