@@ -170,40 +170,26 @@ class Classifier:
     def predict_iter(
         self,
         images: Iterable[ImageLike],
+        options: Options = Options(),
         *,
-        top_k: int = 5,
-        experts: bool = False,
-        blend: float = 0.5,
         num_workers: int | None = None,
         batch_size: int | None = None,
     ) -> Iterator[Prediction | ImageError]:
-        """One prediction or error an image, in order, of any number: a bad image fails alone.
+        """`predict_each` for any number of images, decoded on all cores, as they are asked for.
 
-        Images are decoded on all cores and taken a few ahead of the answers, so an endless iterable
-        will do. A classifier loaded with `num_threads=1` is fastest.
-
-        Args:
-            images: each as `predict` takes it.
-            top_k: how many classes to list.
-            experts: add what CLS and DIST say on their own.
-            blend: weight of CLS against DIST in [0, 1].
-            num_workers: see `deitlt.batch.pipeline.predict_iter`.
-            batch_size: as well.
+        See `deitlt.batch.pipeline.predict_iter` for the arguments; a classifier loaded with
+        `num_threads=1` is fastest.
 
         Raises:
-            UsageError: an option is out of range, or `images` is one image instead of many.
+            UsageError: `images` is one image instead of many.
         """
-        from deitlt.batch.pipeline import predict_iter  # which itself needs this module
+        from deitlt.batch.pipeline import predict_iter  # which imports this module
         from deitlt.batch.places import Held
 
         if isinstance(images, (bytes, str, Path, Image.Image)):
             raise UsageError("predict_iter takes many images; for one pass [image]")
         results = predict_iter(
-            self,
-            map(Held, images),
-            Options(top_k, experts, blend),
-            num_workers=num_workers,
-            batch_size=batch_size,
+            self, map(Held, images), options, num_workers=num_workers, batch_size=batch_size
         )
         return (result for _, result in results)
 

@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.sources import Source, find_sources
 from deitlt.bundle import default_bundle, open_bundle
 from deitlt.classifier import Classifier
@@ -20,6 +21,9 @@ from deitlt.preprocess import Pixels
 from deitlt.runtimes import Outputs
 
 COMPRESSIONS = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz"}
+
+
+BreakOff = Callable[[int], None]
 
 
 class HashRuntime:
@@ -87,3 +91,25 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
             header.size = len(data)
             archive.addfile(header, io.BytesIO(data))
     return path
+
+
+class Ended(Exception):
+    """What `breaking_off` breaks off with."""
+
+
+def breaking_off(monkeypatch: pytest.MonkeyPatch) -> BreakOff:
+    """Has runs use a classifier that costs nothing, and end after so many images."""
+    classifier = hash_classifier()
+    monkeypatch.setattr("deitlt.commands.predict._open", lambda arguments: classifier)
+
+    def after(count: int) -> None:
+        def broken(*arguments: Any, **named: Any) -> Iterator[object]:
+            results = predict_iter(*arguments, **named)
+            for number, item in enumerate(results):
+                if number == count:
+                    raise Ended
+                yield item
+
+        monkeypatch.setattr("deitlt.commands.predict.predict_iter", broken)
+
+    return after

@@ -276,7 +276,7 @@ def test_predict_iter_takes_what_predict_takes_one_by_one(
             taken += 1
             yield image
 
-    results = classifier.predict_iter(endless(), top_k=2, experts=True, num_workers=2)
+    results = classifier.predict_iter(endless(), Options(2, experts=True), num_workers=2)
     first = list(islice(results, 12))
     assert taken < 1000
     (expected,) = classifier.predict([png(0)], top_k=2, experts=True)

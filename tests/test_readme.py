@@ -1,7 +1,13 @@
 """Every command and every Python line of the README, run on small real data."""
 
+import glob
+import io
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from itertools import dropwhile
@@ -11,8 +17,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from deitlt.bundle import default_bundle
 from serving.service import LongTailClassifier
 from serving.settings import Settings
+from tests.predict_support import read_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,6 +83,7 @@ def test_every_command_is_tested_here() -> None:
         "bentoml",  # tests/test_to_bento.py
         "docker",  # tests/test_dockerfile.py, tests/test_deploy.py
         "kubectl",  # tests/test_deploy.py
+        "find",
         "DEITLT_MODEL=bundle/",
         "DEITLT_MODEL=bundles/quick",
         "DEITLT_TRITON=grpc://localhost:8001",
@@ -101,7 +110,7 @@ def test_your_own_data_from_training_to_predictions(
     (evaluate,) = commands("deitlt evaluate")
     assert import_module("deitlt.cli").main(evaluate[1:]) == 0
     assert (home / "evaluation" / "confusion.png").is_file()
-    predict, predict_int8 = commands("deitlt predict")
+    predict, predict_int8 = commands("deitlt predict")[:2]
     assert import_module("deitlt.cli").main(predict[1:]) == 0
     assert len((home / "predictions.csv").read_text().splitlines()) == 1 + 3
     # Eight images cannot show that nothing was lost, so the gate is asked for nothing.
@@ -112,6 +121,40 @@ def test_your_own_data_from_training_to_predictions(
     assert run("export.to_triton") == 0
     assert (home / "repository" / "quick" / "config.pbtxt").is_file()
     assert run("export.benchmark.__main__", "--quick", "--rows", "plain", "float32", "int8") == 0
+
+
+def test_many_images(
+    tmp_path: Path,
+    class_tree: Callable[[Path, Mapping[str, int]], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(default_bundle(), "bundle")
+    class_tree(Path("photos"), {"a": 2, "b": 1})
+    images = sorted(Path("photos").rglob("*.png"))
+    Path("list.csv").write_text("image_path\n" + "\n".join(map(str, images)))
+    Path("shards").mkdir()
+    for number in range(2):
+        with tarfile.open(f"shards/{number}.tar", "w") as archive:
+            archive.add(images[number], "0.png")
+    main = import_module("deitlt.cli").main
+    _, *plain = [words for words in commands("deitlt predict") if "int8" not in words]
+    folder, shards, listed = plain
+    assert main(folder[1:]) == 0
+    assert len(read_rows(Path("rows.csv"))) == 3 * 3
+    assert Path("run.json").is_file()
+    at = shards.index("shards/*.tar")
+    assert main([*shards[1:at], *sorted(glob.glob(shards[at])), *shards[at + 1 :]]) == 0
+    names = [row["filename"] for row in read_rows(Path("rows.jsonl"))]
+    assert names == ["shards/0.tar/0.png", "shards/1.tar/0.png"]
+    assert main(listed[1:]) == 0
+    assert [row["filename"] for row in read_rows(Path("rows.parquet"))] == list(map(str, images))
+    (words,) = commands("find")
+    at = words.index("|")
+    found = subprocess.run(words[:at], stdout=subprocess.PIPE, check=True).stdout
+    monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": io.BytesIO(found)}))
+    assert main(words[at + 2 :]) == 0
+    assert len(read_rows(Path("found.csv"))) == 3
 
 
 def test_the_papers_sets(

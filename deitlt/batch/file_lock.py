@@ -37,9 +37,7 @@ class FolderLock:
 
     def release(self, *, remove: bool = False) -> None:
         """Let go; with `remove` the folder goes too, if the lock is all that is in it."""
-        if (
-            remove and sys.platform != "win32"
-        ):  # so that nobody can take the lock of a folder that goes
+        if remove and sys.platform != "win32":  # while it is held, so that nobody takes it
             self._remove()
         self._file.close()
         if remove and sys.platform == "win32":  # Windows removes no open file

@@ -1,0 +1,229 @@
+"""`deitlt predict` stopped by the disk, a signal or another run: one line, nothing is lost."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deitlt.batch.file_lock import FolderLock
+from deitlt.classifier import Classifier
+from deitlt.cli import main
+from deitlt.errors import UsageError
+from tests.predict_support import BreakOff, Ended, breaking_off, predict, read_rows
+
+TIMEOUT_S = 60  # only ever waited for where a test fails
+FORMATS = ["csv", "jsonl", "parquet"]
+NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
+
+# `deitlt` with a classifier that says when it begins its third image, and waits there.
+HELD = """
+import signal, sys, time
+from deitlt.classifier import Classifier
+from deitlt.cli import main
+count = 0
+def predict_one(*arguments):
+    global count
+    count += 1
+    if count == 3:
+        print("begun", flush=True)
+        sys.stdin.read()
+    return real_predict_one(*arguments)
+real_predict_one, Classifier.predict_one = Classifier.predict_one, predict_one
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def photos(tmp_path: Path, class_tree: Callable[[Path, Mapping[str, int]], Path]) -> Path:
+    """Four pictures."""
+    return class_tree(tmp_path / "photos", {"a": 2, "b": 2})
+
+
+@pytest.fixture
+def breaks_off(monkeypatch: pytest.MonkeyPatch) -> BreakOff:
+    """Has runs use a classifier that costs nothing, and end after so many images."""
+    return breaking_off(monkeypatch)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """While it lasts, no file can grow over this many bytes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+
+
+def names(output: Path) -> list[str]:
+    return [row["filename"] for row in read_rows(output)]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    format: str,
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: BreakOff,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / f"rows.{format}"
+    flags = ["--topk", "10", "--experts"]
+    breaks_off(99)
+    assert predict(photos, "--output", tmp_path / f"whole.{format}", *flags) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("deitlt.batch.output.MAX_WAITING_CELLS", 1)
+    monkeypatch.setattr("deitlt.batch.formats.ROW_GROUP", 10)
+    # The state is about 1,000 bytes; of CSV and JSONL some images fit, of Parquet all parts do.
+    size = {"csv": 1800, "jsonl": 5000, "parquet": 7500}[format]
+    with largest_file(size):
+        assert predict(photos, "--output", output, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{output}.partial: File too large; finished rows are kept" in error
+    state = json.loads((tmp_path / f"rows.{format}.partial" / "state.json").read_text())
+    assert state["num_images"] in ({4} if format == "parquet" else {1, 2, 3})
+    assert predict(photos, "--output", output, *flags) == 0
+    assert read_rows(output) == read_rows(tmp_path / f"whole.{format}")
+
+
+def test_errors_of_the_disk_name_the_place(
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: BreakOff,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    breaks_off(99)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deitlt.batch.formats.os.fsync", full)
+        assert predict(photos, "--output", tmp_path / "rows.csv") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert predict(photos, "--output", tmp_path / "rows.csv") == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [("state.json", b"{}"), ("state.json", b"\xff"), ("rows", b"short"), ("rows", None)],
+)
+def test_a_damaged_partial_output_is_one_line(
+    file: str,
+    damage: bytes | None,
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: BreakOff,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "rows.csv"
+    breaks_off(2)
+    with pytest.raises(Ended):
+        predict(photos, "--output", output)
+    damaged = tmp_path / "rows.csv.partial" / file
+    damaged.unlink() if damage is None else damaged.write_bytes(damage)
+    capsys.readouterr()
+    assert predict(photos, "--output", output) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    breaks_off(99)
+    assert predict(photos, "--output", output, "--overwrite") == 0
+    assert names(output) == NAMES
+
+
+def test_a_lost_part_of_parquet_is_one_line(
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: BreakOff,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    breaks_off(2)
+    with pytest.raises(Ended):
+        predict(photos, "--output", tmp_path / "rows.parquet")
+    (tmp_path / "rows.parquet.partial" / "part-00000000.parquet").unlink()
+    assert predict(photos, "--output", tmp_path / "rows.parquet") == 2
+    assert "part-00000000.parquet: missing" in capsys.readouterr().err
+
+
+def test_two_runs_on_one_output(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "rows.csv"
+    command = [sys.executable, "-c", HELD, "predict", str(photos), "--output", str(output)]
+    process = subprocess.Popen(
+        [*command, "--device", "cpu"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            for flags in ([], ["--overwrite"]):
+                assert predict(photos, "--output", output, *flags) == 2
+                error = capsys.readouterr().err
+                assert "another run writes there" in error
+                assert error.count("\n") == 1
+            process.communicate(timeout=TIMEOUT_S)  # ends its standard input
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert names(output) == NAMES
+
+
+def test_a_lock_ends_with_its_folder(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path / "partial")
+    with pytest.raises(UsageError, match="another run"):
+        FolderLock(tmp_path / "partial")
+    lock.release(remove=True)
+    assert not (tmp_path / "partial").exists()
+    again = FolderLock(tmp_path / "partial")
+    again.release()
+    assert (tmp_path / "partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_a_signal_is_one_line_and_the_same_command_goes_on(
+    number: int, status: int, word: str, photos: Path, tmp_path: Path, classifier: Classifier
+) -> None:
+    output, log = tmp_path / "rows.csv", tmp_path / "log.json"
+    words = ["predict", str(photos), "--output", str(output), "--device", "cpu", "--log", str(log)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD, *words, "-j", "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=TIMEOUT_S)  # ends its standard input
+        finally:
+            process.kill()
+    assert process.returncode == status, word
+    assert errors.startswith("deitlt: interrupted; ")
+    assert errors.count("\n") == 1
+    assert not output.exists()
+    assert json.loads(log.read_text())["status"] == "interrupted"
+    assert main([*words, "-j", "1"]) == 0
+    assert names(output) == NAMES
+    record = json.loads(log.read_text())
+    assert record["status"] == "finished"
+    assert record["num_images"] == 4
+    assert record["bundle"]["version"] == classifier.bundle.version
