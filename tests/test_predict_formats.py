@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from deitlt.batch.formats import ParquetRows
-from deitlt.batch.rows import Layout
+from deitlt.batch.formats import ParquetRows, row_writer
+from deitlt.batch.rows import Kind, Layout
 from deitlt.classifier import Classifier, Options, Prediction
 from tests.predict_support import predict, read_rows
 
@@ -188,6 +188,25 @@ def test_parts_of_parquet_become_equal_row_groups(
     table = file.read()
     assert table["rank"].to_pylist() == list(range(47))
     assert table["vector"].to_pylist() == [list(range(i)) for i in range(47)]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_stands_behind_a_mark_is_gone(format: str, tmp_path: Path) -> None:
+    columns: dict[str, Kind] = {"filename": str, "rank": int}
+
+    def write(mark: int, *names: str) -> int:
+        writer = row_writer(format, tmp_path, columns)
+        writer.open(mark)
+        marks = [writer.append([{"filename": name, "rank": 1}]) for name in names]
+        writer.close()
+        return marks[0]
+
+    mark = write(0, "a.png", "much longer.png", "c.png")
+    write(mark, "b.png")
+    writer = row_writer(format, tmp_path, columns)
+    writer.open(write(mark, "b.png"))
+    rows = writer.finish().rename(tmp_path / f"rows.{format}")
+    assert [row["filename"] for row in read_rows(rows)] == ["a.png", "b.png"]
 
 
 def test_pyarrow_is_asked_for_by_its_extra(

@@ -168,8 +168,11 @@ def test_an_overwriting_run_keeps_the_old_rows_and_goes_on_without_the_flag(
     breaks_off(2)
     with pytest.raises(Ended):
         predict(photos, "--output", output, "--overwrite")
+    breaks_off(1)
+    with pytest.raises(Ended):
+        predict(photos, "--output", output)
     assert output.read_text() == "former rows"
-    breaks_off(2)
+    breaks_off(1)
     assert predict(photos, "--output", output) == 0
     assert names(output) == NAMES
 

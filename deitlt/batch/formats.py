@@ -159,7 +159,7 @@ class ParquetRows:
         self._num_parts = 0
 
     def open(self, mark: int) -> None:
-        """Go on after this many files; later ones, of a run killed since, are removed.
+        """Go on after this many files; a later one, of a run killed since, is written over.
 
         Raises:
             UsageError: one of them is not there any more.
@@ -167,9 +167,6 @@ class ParquetRows:
         for number in range(mark):
             if not self._part(number).is_file():
                 raise UsageError(f"{self._part(number)}: missing; pass --overwrite to start anew")
-        for file in self._folder.glob("part-*.parquet"):
-            if int(file.stem.removeprefix("part-")) >= mark:
-                file.unlink()
         self._num_parts = mark
 
     def append(self, rows: Sequence[Cells]) -> int:
