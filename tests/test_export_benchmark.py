@@ -10,15 +10,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from deitlt.bundle import FLOAT32, open_bundle
 from deitlt.errors import RuntimeUnavailable
+from deitlt.golden import check_golden
 from deitlt.longtail import head_mid_tail
 from deitlt.preprocess import PreprocessSpec
 from deitlt.student import DeiTLT, Size, StudentConfig
 from deitlt.weights import save_weights
 from export.benchmark import __main__ as benchmark
-from export.benchmark import artefacts, fresh, operators, report, students
+from export.benchmark import artefacts, fresh, operators, students, untrained
 from export.benchmark.flops import plain_flops, pruned_flops
-from export.benchmark.measure import Steal, Timing, Yardstick, pick_yardstick, take_turns
+from export.benchmark.measure import Timing, Yardstick, pick_yardstick, take_turns
 from export.benchmark.results import RowResult, StudentResult
 from export.benchmark.rows import FLOAT32_FILE, PLAIN_FILE, ROWS, missing
 from export.benchmark.runners import BoundOnnx, OnnxModel, Opening, _providers
@@ -316,10 +318,18 @@ def test_shares_of_operators() -> None:
     }
 
 
-def test_steal_is_a_share_and_warned_of() -> None:
-    assert 0 <= (Steal().share() or 0) <= 1
-    warned = ["WARNING" in report.format_steal(share) for share in (0.04, 0.02, None)]
-    assert warned == [True, False, False]
+def test_a_bundle_to_measure_is_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "nano"
+    shape = ["--img-size", "32", "--patch-size", "4", "--num-classes", "10"]
+    assert untrained.main(["nano", str(folder), *shape]) == 0
+    bundle = open_bundle(folder)
+    assert (bundle.name, len(bundle.classes), bundle.preprocess.img_size) == ("nano", 10, 32)
+    assert "8 golden images" in check_golden(bundle)
+    again = tmp_path / "again"
+    assert untrained.main(["nano", str(again), *shape]) == 0
+    same = [open_bundle(path).artefact(FLOAT32).path.read_bytes() for path in (folder, again)]
+    assert same[0] == same[1]  # so figures of two machines are of the same model
+    assert untrained.main(["nano", str(folder), *shape]) == 2
 
 
 @pytest.mark.parametrize(("flags", "complaint"), [

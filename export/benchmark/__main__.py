@@ -19,17 +19,11 @@ import torch
 from deitlt.engine import usable_cores
 from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.files import write_json
+from deitlt.measuring import Steal, describe, format_steal, hardware, versions
 from deitlt.program import OneLineParser, run_program
 from deitlt.student import SIZES, Size, StudentConfig
-from export.benchmark.measure import Steal, pick_yardstick
-from export.benchmark.report import (
-    LEGEND,
-    describe,
-    format_steal,
-    format_student,
-    hardware,
-    versions,
-)
+from export.benchmark.measure import pick_yardstick
+from export.benchmark.report import LEGEND, format_student
 from export.benchmark.results import StudentResult
 from export.benchmark.rows import BASELINE, ROWS
 from export.benchmark.student_run import Plan, measure_student
@@ -40,6 +34,8 @@ PROGRAM = "export.benchmark"
 MATRIX_SIDE = {"cpu": 1536, "cuda": 8192}
 # What takes longer than the rest of a quick run.
 SLOW = "compile"
+# Of onnxruntime one of two is installed.
+PACKAGES = ("numpy", "torch", "timm", "onnx", "openvino", "onnxruntime", "onnxruntime-gpu")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,10 +69,13 @@ def benchmark(arguments: argparse.Namespace, command_line: str) -> dict[str, Any
         "device": plan.device,
         "threads": plan.threads,
         "rounds": plan.rounds,
-        "hardware": hardware(plan.device),
-        "versions": versions(),
+        "hardware": hardware(
+            torch.cuda.get_device_properties(0) if plan.device == "cuda" else None
+        ),
+        "versions": versions(PACKAGES),
     }
-    print(describe(about), flush=True)
+    threads = f"{plan.threads} threads for every row, {plan.rounds} rounds"
+    print(describe(about, threads), flush=True)
     side = 256 if arguments.quick else MATRIX_SIDE[plan.device]
     yardstick = pick_yardstick(plan.device, side, plan.threads)
     steal, results = Steal(), list[StudentResult]()

@@ -72,21 +72,33 @@ def write(subject: Subject, file: str) -> str:
     return ", ".join(part for part in (_describe(path), said) if part)
 
 
-def write_minimal_bundle(subject: Subject) -> Bundle:
-    """A bundle of the float32 graph alone, as `deitlt.load` reads it; its figures are empty."""
+def write_minimal_bundle(
+    subject: Subject, output: Path, golden: Callable[[Path], None] = lambda folder: None
+) -> Bundle:
+    """A bundle of the float32 graph alone, as `deitlt.load` reads it; its figures are empty.
+
+    Args:
+        subject: whose float32 graph has been written.
+        output: the bundle's folder.
+        golden: writes golden images into a folder.
+
+    Raises:
+        BundleError: there is something at `output`.
+    """
     card, source = subject.card, subject.folder / FLOAT32_FILE
 
     def fill(folder: Path) -> dict[str, Any]:
         (folder / MODEL).write_bytes(source.read_bytes())
+        golden(folder)
         artefact = {
             "file": MODEL,
             "format": "onnx",
             "precision": FLOAT32,
             "parity": {"num_images": 0, "max_abs_diff": 0.0, "same_top1": 1.0},
-            "accuracy": {},
+            "accuracy": dict.fromkeys(("overall", "head", "mid", "tail")),
         }
         return {
-            "name": "benchmark",
+            "name": output.name,
             "classes": card.classes,
             "train_counts": card.train_counts,
             "preprocess": card.preprocess.to_dict(),
@@ -94,7 +106,7 @@ def write_minimal_bundle(subject: Subject) -> Bundle:
             "refused": {},
         }
 
-    return write_bundle(subject.folder / "bundle", fill)
+    return write_bundle(output, fill)
 
 
 def _describe(path: Path) -> str:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,8 +19,6 @@ MAX_CALLS = 200
 WARM_UPS = {"cpu": 2, "cuda": 5}
 # Names under which thread counts of NumPy's matrix library are set.
 NUMPY_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-# The most of a processor's time that may go to other machines before times mean little.
-MAX_STEAL = 0.03
 
 
 @dataclass(frozen=True)
@@ -185,33 +182,6 @@ def _cpu_products(side: int, threads: int) -> dict[str, Callable[[], object]]:
     )
     ways["ONNX Runtime"] = lambda: session.run(None, {"a": a})
     return ways
-
-
-class Steal:
-    """How much of the processors' time a hypervisor gave to others, since this was made."""
-
-    def __init__(self) -> None:
-        self._start = _processor_times()
-
-    def share(self) -> float | None:
-        """In [0, 1]; None where the system does not say."""
-        end = _processor_times()
-        if self._start is None or end is None:
-            return None
-        passed = [after - before for before, after in zip(self._start, end, strict=True)]
-        return passed[STEAL] / sum(passed) if sum(passed) else 0.0
-
-
-# user, nice, system, idle, iowait, irq, softirq, steal; what follows is counted in these.
-STEAL = 7
-
-
-def _processor_times() -> list[int] | None:
-    try:
-        line = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
-    except OSError:
-        return None
-    return [int(field) for field in line.split()[1 : STEAL + 2]]
 
 
 def _paired(theirs: list[list[float]], ours: list[list[float]]) -> float:

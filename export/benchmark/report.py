@@ -1,16 +1,8 @@
-"""The table, and what its figures were taken on and with."""
+"""The table of the exported forms."""
 
-import os
-import platform
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from deitlt import __version__
-from deitlt.engine import usable_cores
-from export.benchmark.measure import MAX_STEAL
+from deitlt.measuring import aligned
 
 LEGEND = """\
 p50, q1, p99: median, lower quartile and 99th percentile of a call, ms; images/s is at the median.
@@ -26,45 +18,6 @@ A call goes from the host's memory to the host's, with IO binding from the devic
 OpenVINO is given a fixed shape for each batch size, torch.compile a program."""
 TIMES = ("", "images/s", "p50", "q1", "p99", "calls", "x plain", "cpu", "x cpu", "of floor")
 COSTS = ("", "file MB", "load s", "peak MiB", "top-1 as torch", "overall", "tail")
-
-
-def hardware(device: str) -> dict[str, Any]:
-    """What the figures were taken on."""
-    facts: dict[str, Any] = {"cpu": _cpu_name(), "cores": usable_cores()}
-    if hasattr(os, "getloadavg"):
-        facts["load_average"] = round(os.getloadavg()[0], 2)
-    if device == "cuda":
-        gpu = torch.cuda.get_device_properties(0)
-        facts |= {"gpu": gpu.name, "gpu_gib": round(gpu.total_memory / 2**30, 1)}
-    return facts
-
-
-def versions() -> dict[str, str]:
-    """What the figures were taken with; only what is installed."""
-    import onnxruntime
-
-    known = {"deitlt": __version__, "python": platform.python_version()}
-    for name in ("numpy", "torch", "timm", "onnx", "openvino"):
-        try:
-            known[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return known | {"onnxruntime": onnxruntime.__version__}
-
-
-def describe(about: dict[str, Any]) -> str:
-    """Command, hardware and versions for people."""
-    machine = about["hardware"]
-    gpu = f"{machine['gpu']}, {machine['gpu_gib']} GiB" if "gpu" in machine else "no GPU used"
-    load = f", load average {machine['load_average']}" if "load_average" in machine else ""
-    return "\n".join(
-        [
-            f"{about['time']}  {about['command']}",
-            f"{gpu}; {machine['cpu']}, {machine['cores']} cores{load}",
-            f"{about['threads']} threads for every row, {about['rounds']} rounds",
-            ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
-        ]
-    )
 
 
 def format_student(result: dict[str, Any]) -> str:
@@ -92,16 +45,6 @@ def format_student(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def format_steal(steal: float | None) -> str:
-    """How much of the processor others took during the run."""
-    if steal is None:
-        return "CPU steal: not known on this system"
-    line = f"CPU steal during the run: {steal:.1%}"
-    if steal > MAX_STEAL:
-        line += f"  WARNING: over {MAX_STEAL:.0%}; times are not this machine's, run again"
-    return line
-
-
 def _times(result: dict[str, Any], size: str, rate: float) -> list[str]:
     cells: list[tuple[str, ...]] = [(f"  batch {size}", *TIMES[1:])]
     for row in result["rows"]:
@@ -120,7 +63,7 @@ def _times(result: dict[str, Any], size: str, rate: float) -> list[str]:
         )
     floor_ms = int(size) * result["gflop"] / rate
     note = f"    floor {floor_ms:.4g} ms: {result['yardstick']['name']}, {rate:.4g} TFLOP/s"
-    return [*_aligned(cells), note]
+    return [*aligned(cells), note]
 
 
 def _ratio(value: float | None) -> str:
@@ -140,25 +83,4 @@ def _costs(result: dict[str, Any]) -> list[str]:
                 *("-" if share is None else f"{share:.1%}" for share in shares),
             )
         )
-    return _aligned(cells)
-
-
-def _aligned(cells: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
-
-
-def _cpu_name() -> str:
-    """The processor, as Linux names it, or as Python does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return aligned(cells)

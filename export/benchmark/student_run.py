@@ -97,7 +97,7 @@ def measure_student(
             result.skipped[row.label] = why
     _time(result, runners, stacks, plan)
     if (folder / FLOAT32_FILE).exists():
-        bundle = write_minimal_bundle(subject)
+        bundle = write_minimal_bundle(subject, folder / "bundle")
         result.bundle = load_bundle(
             bundle.path, _image_file(student, folder), plan.threads, plan.loads
         )

@@ -14,15 +14,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
 from deitlt.engine import usable_cores
 from deitlt.errors import UsageError
 from deitlt.files import write_json
+from deitlt.measuring import describe, hardware, versions
 from deitlt.student import Size
 from training.benchmark.images import make_cifar_like, measure_decoding
 from training.benchmark.measure import Row, matrix_rate
-from training.benchmark.report import describe, format_rows, hardware, versions
+from training.benchmark.report import format_rows
 from training.benchmark.student import measure_student
 from training.benchmark.teacher import measure_teacher
 from training.command_line import parse, run_program
@@ -31,6 +33,7 @@ from training.engine.distributed import World, pick_device
 from training.recipes.students import cifar
 
 PROGRAM = "training.benchmark"
+PACKAGES = ("numpy", "pillow", "timm", "torch", "torchvision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +193,10 @@ def benchmark(command: BenchmarkCommand, command_line: str) -> list[Row]:
     about: dict[str, Any] = {
         "command": command_line,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(device),
-        "versions": versions(),
+        "hardware": hardware(
+            torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+        ),
+        "versions": {**versions(PACKAGES), "cuda": torch.version.cuda},
     }
     print(describe(about), flush=True)
     rows = _measure(command, scale, world)
