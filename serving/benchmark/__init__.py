@@ -1,0 +1,1 @@
+"""`python -m serving.benchmark`: the service beside bare calls and other servers."""
