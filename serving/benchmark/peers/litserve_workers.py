@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import litserve
+from fastapi import Request
 
 from deitlt.classifier import Prediction
 from deitlt.engine import usable_cores
@@ -22,9 +23,10 @@ class Classify(litserve.LitAPI):  # type: ignore[misc]
         """Load the bundle; once in each worker."""
         self.classifier = open_classifier(1)
 
-    def decode_request(self, request: Any) -> bytes:
-        """The file in a form."""
-        data: bytes = request["image"].file.read()
+    def decode_request(self, request: Request) -> bytes:
+        """The file in a form: for what is annotated so, LitServe hands over the parsed fields."""
+        fields: Any = request
+        data: bytes = fields["image"].file.read()
         return data
 
     def predict(self, x: bytes) -> Prediction:
