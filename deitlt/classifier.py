@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,24 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """The prediction as plain JSON types; what was to be asked for only where it was."""
-        fields = asdict(self)
-        for name in ("experts", "logits", "embeddings", "rollouts"):
-            if fields[name] is None:
-                del fields[name]
+        # By hand: dataclasses.asdict copies every leaf and takes four times as long, per request.
+        fields: dict[str, Any] = {
+            "label": self.label,
+            "index": self.index,
+            "probability": self.probability,
+            "group": self.group,
+            "experts_agree": self.experts_agree,
+            "top_k": _plain(self.top_k),
+        }
+        if self.experts is not None:
+            fields["experts"] = {
+                "cls": _plain(self.experts.cls),
+                "dist": _plain(self.experts.dist),
+                "agree": self.experts.agree,
+            }
+        for name in ("logits", "embeddings", "rollouts"):
+            if (value := getattr(self, name)) is not None:
+                fields[name] = value
         return fields
 
 
@@ -289,6 +303,13 @@ class Classifier:
             return self.load_pixels(image)
         except ImageError as error:
             return error
+
+
+def _plain(scores: tuple[Score, ...]) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"label": score.label, "index": score.index, "probability": score.probability}
+        for score in scores
+    )
 
 
 def _both_experts(outputs: Outputs) -> tuple[Logits, Logits]:

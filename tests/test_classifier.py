@@ -1,6 +1,7 @@
 """The classifier: order, probabilities, experts, blend, and every way to hand it an image."""
 
 import io
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -242,6 +243,9 @@ def test_an_answer_is_plain_json(classifier: Classifier, png: Png) -> None:
     with_experts = classifier.predict_each([png(0)], Options(experts=True))[0]
     assert isinstance(with_experts, Prediction)
     assert set(with_experts.to_dict()["experts"]) == {"cls", "dist", "agree"}
+    everything = classifier.predict_each([png(0)], Options(experts=True, logits=True))[0]
+    assert isinstance(everything, Prediction)
+    assert everything.to_dict() == dataclasses.asdict(everything)  # no field is forgotten
 
 
 def test_load_takes_a_folder_or_the_packaged_bundle(bundle_path: Path, png: Png) -> None:
