@@ -1,7 +1,7 @@
 """The classifier: order, probabilities, experts, blend, and every way to hand it an image."""
 
-import io
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
