@@ -78,6 +78,7 @@ def test_every_command_is_tested_here() -> None:
         "python -m export.to_triton",
         "python -m export.benchmark",
         "python -m export.import_checkpoint",
+        "python -m serving.benchmark",
         "torchrun",
         "deitlt",
         "bentoml",  # tests/test_to_bento.py
@@ -121,6 +122,9 @@ def test_your_own_data_from_training_to_predictions(
     assert run("export.to_triton") == 0
     assert (home / "repository" / "quick" / "config.pbtxt").is_file()
     assert run("export.benchmark.__main__", "--quick", "--rows", "plain", "float32", "int8") == 0
+    # Without a server to start it measures bare calls alone; tests/test_serving_benchmark.py has all.
+    alone = ("--quick", "--concurrency", "1", "--servers", "triton", "--loads")
+    assert run("serving.benchmark.__main__", *alone) == 0
 
 
 def test_many_images(
