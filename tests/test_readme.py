@@ -122,7 +122,7 @@ def test_your_own_data_from_training_to_predictions(
     assert run("export.to_triton") == 0
     assert (home / "repository" / "quick" / "config.pbtxt").is_file()
     assert run("export.benchmark.__main__", "--quick", "--rows", "plain", "float32", "int8") == 0
-    # Without a server to start it measures bare calls alone; tests/test_serving_benchmark.py has all.
+    # Bare calls alone; test_serving_benchmark.py starts the servers.
     alone = ("--quick", "--concurrency", "1", "--servers", "triton", "--loads")
     assert run("serving.benchmark.__main__", *alone) == 0
 

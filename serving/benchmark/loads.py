@@ -40,9 +40,13 @@ class Load:
 
     @property
     def goodput(self) -> float:
-        """Answers a second by what the closed loops on both sides get."""
+        """Answers a second by what the closed loops on both sides get.
+
+        Whole answers: while a queue fills, the time that they take says nothing of the rate.
+        """
         peak = mean(_rate(calls) for calls in (self.before, self.after))
-        return _rate(self.crowd) / peak if peak else 0.0
+        rate = self.crowd.finished() / (self.crowd.end - self.crowd.start)
+        return rate / peak if peak else 0.0
 
     @property
     def refused(self) -> float:

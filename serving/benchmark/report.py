@@ -50,7 +50,7 @@ def claims(concurrency: int, series: dict[str, Series], labels: dict[str, str]) 
         return []
     lines = []
     for key, other in series.items():
-        if not key.startswith((OURS, "pure")) and other.wall and other.cpu:
+        if not key.startswith(OURS) and other.wall and other.cpu:
             wall, cpu = _claim(ours.wall, other.wall), _claim(ours.cpu, other.cpu)
             lines.append(
                 f"  {concurrency} under way, ours by {labels[key]}: wall {wall}; processor {cpu}"

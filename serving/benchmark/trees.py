@@ -18,7 +18,7 @@ from deitlt.errors import RuntimeUnavailable
 
 MARK = "DEITLT_BENCHMARK_TREE"
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-POLL_S = 0.01
+POLL_S = 0.02
 PATIENCE_S = 90.0
 
 
