@@ -20,6 +20,8 @@ MARK = "DEITLT_BENCHMARK_TREE"
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 POLL_S = 0.02
 PATIENCE_S = 90.0
+# For children that end by themselves after the first process.
+GRACE_S = 2.0
 
 
 @dataclass
@@ -106,12 +108,13 @@ class Tree:
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(PATIENCE_S / 3)
             seconds = time.perf_counter() - start
-        time.sleep(0.2)  # a child that ends by itself now is no survivor
-        left = [pid for pid in self.find() if pid != self.process.pid]
-        for pid in self.find():
+        end = time.perf_counter() + GRACE_S
+        while (left := self.find()) and time.perf_counter() < end:
+            time.sleep(POLL_S)
+        for pid in left:
             _send(pid, signal.SIGKILL)
         self.process.wait(PATIENCE_S)
-        return seconds, len(left)
+        return seconds, len([pid for pid in left if pid != self.process.pid])
 
 
 def busy_processes(seconds: float, share: float) -> list[str]:
