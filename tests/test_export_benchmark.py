@@ -10,15 +10,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from deitlt.bundle import FLOAT32, open_bundle
 from deitlt.errors import RuntimeUnavailable
-from deitlt.golden import check_golden
 from deitlt.longtail import head_mid_tail
 from deitlt.preprocess import PreprocessSpec
 from deitlt.student import DeiTLT, Size, StudentConfig
 from deitlt.weights import save_weights
 from export.benchmark import __main__ as benchmark
-from export.benchmark import artefacts, fresh, operators, students, untrained
+from export.benchmark import artefacts, fresh, operators, students
 from export.benchmark.flops import plain_flops, pruned_flops
 from export.benchmark.measure import Timing, Yardstick, pick_yardstick, take_turns
 from export.benchmark.results import RowResult, StudentResult
@@ -316,20 +314,6 @@ def test_shares_of_operators() -> None:
         "Gemm": 0.75,
         "Add": 0.25,
     }
-
-
-def test_a_bundle_to_measure_is_whole(tmp_path: Path) -> None:
-    folder = tmp_path / "nano"
-    shape = ["--img-size", "32", "--patch-size", "4", "--num-classes", "10"]
-    assert untrained.main(["nano", str(folder), *shape]) == 0
-    bundle = open_bundle(folder)
-    assert (bundle.name, len(bundle.classes), bundle.preprocess.img_size) == ("nano", 10, 32)
-    assert "8 golden images" in check_golden(bundle)
-    again = tmp_path / "again"
-    assert untrained.main(["nano", str(again), *shape]) == 0
-    same = [open_bundle(path).artefact(FLOAT32).path.read_bytes() for path in (folder, again)]
-    assert same[0] == same[1]  # so figures of two machines are of the same model
-    assert untrained.main(["nano", str(folder), *shape]) == 2
 
 
 @pytest.mark.parametrize(("flags", "complaint"), [
