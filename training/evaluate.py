@@ -11,15 +11,14 @@ import tyro
 
 from deitlt.errors import CheckpointError, DataError
 from deitlt.files import write_json, write_text
-from deitlt.labelled import LabelledImages, pick_split, read_labelled
 from deitlt.metrics import Report, format_table, per_class_csv
 from deitlt.student import load_transformer
 from deitlt.weights import Card
 from training.command_line import parse, run_program
-from training.config import Recipe, StudentRecipe, TeacherRecipe
-from training.data import EvaluationImages, files_sha256, load_splits
+from training.data import EvaluationImages
 from training.engine.checkpoint import WEIGHTS
 from training.engine.distributed import pick_device
+from training.run_data import own_splits, pick_split
 from training.scoring import fit_blend, head_reports, student_logits, teacher_logits
 from training.teachers.labelling import load_teacher
 
@@ -62,12 +61,11 @@ def evaluate(command: EvaluateCommand) -> dict[str, Report]:
     """
     device = pick_device(command.device)
     card, logits_of = _load(command.run, device)
-    recipe = _recipe(card)
-    split, images = _pick_split(command, recipe, card)
+    split, images = pick_split(command.data, command.split, card)
     logits = logits_of(EvaluationImages(images, card.preprocess, device))
     blend = None
     if command.fit_blend:
-        held_out = _own_splits(command.data, recipe, card).get("val")
+        held_out = own_splits(command.data, card).get("val")
         if held_out is None or "dist" not in logits:
             raise DataError(
                 f"{command.data}: --fit-blend needs two experts and images that the run held out"
@@ -102,36 +100,6 @@ def _load(run: Path, device: torch.device) -> tuple[Card, Any]:
     student, card = load_transformer(run)
     student.to(device)
     return card, lambda images: student_logits(student, images)
-
-
-def _recipe(card: Card) -> Recipe | None:
-    """The recipe of a run; None for weights that were imported."""
-    kind = StudentRecipe if card.kind == "student" else TeacherRecipe
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in card.recipe.items()}
-    try:
-        return kind(**fields)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
-def _pick_split(
-    command: EvaluateCommand, recipe: Recipe | None, card: Card
-) -> tuple[str, LabelledImages]:
-    known = read_labelled(command.data, card.classes) | _own_splits(command.data, recipe, card)
-    return pick_split(known, command.split, command.data)
-
-
-def _own_splits(data: Path, recipe: Recipe | None, card: Card) -> dict[str, LabelledImages]:
-    """What the run trained on and held out, if this is the data it was trained on."""
-    if recipe is None:
-        return {}
-    try:
-        splits = load_splits(data, recipe, card.classes)
-    except DataError:  # data to evaluate on alone need not be fit to train on
-        return {}
-    if files_sha256(splits.train) != card.train_files_sha256:
-        return {}
-    return {"train": splits.train} | ({"val": splits.val} if splits.val is not None else {})
 
 
 if __name__ == "__main__":

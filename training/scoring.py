@@ -3,6 +3,7 @@
 Legend: `N` images, `C` classes.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from deitlt.metrics import Report, confusion_matrix, report
 from deitlt.student import average_logits
-from training.data import EvaluationImages
 
 HeadLogits = dict[str, NDArray[np.float32]]
 
@@ -21,7 +21,7 @@ BLENDS = tuple(step / 20 for step in range(21))
 
 
 @torch.inference_mode()
-def student_logits(model: nn.Module, images: EvaluationImages) -> HeadLogits:
+def student_logits(model: nn.Module, images: Iterable[Tensor]) -> HeadLogits:
     """Logits `(N, C)` of the average and of both experts, or of a plain transformer's one head.
 
     Leaves the model in eval mode.
@@ -36,7 +36,7 @@ def student_logits(model: nn.Module, images: EvaluationImages) -> HeadLogits:
 
 
 @torch.inference_mode()
-def teacher_logits(model: nn.Module, images: EvaluationImages) -> HeadLogits:
+def teacher_logits(model: nn.Module, images: Iterable[Tensor]) -> HeadLogits:
     """Cosines or logits `(N, C)` of a teacher; leaves the model in eval mode."""
     model.eval()
     return {"teacher": torch.cat([model(batch) for batch in images]).float().cpu().numpy()}

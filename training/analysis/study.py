@@ -1,0 +1,215 @@
+"""Everything that is found out about one run, from its weights, its data and its results.csv.
+
+Legend: `N` images looked at, `L` blocks, `H` heads, `P` experts, `G` patches a side, `D` width,
+`C` classes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deitlt.bundle import MANIFEST
+from deitlt.errors import CheckpointError, DataError
+from deitlt.labelled import LabelledImages
+from deitlt.longtail import head_mid_tail
+from deitlt.metrics import Report, confusion_matrix
+from deitlt.student import load_transformer
+from deitlt.weights import Card
+from training.analysis.attention import Transformer, experts, walk
+from training.analysis.attention_distance import mean_attention_distance, uniform_distance
+from training.analysis.curves import Curve, read_curves
+from training.analysis.divergence import cosine_distance
+from training.analysis.feature_rank import feature_rank
+from training.analysis.images import EVALUATION_BATCH, ReadableImages, pick_evenly
+from training.analysis.rollout import expert_maps, roll
+from training.scoring import head_reports, student_logits
+
+# Attention of one block, of all heads and images of a batch, takes at most this, bytes.
+ATTENTION_BYTES = 1 << 27
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the experts do inside, on images drawn evenly from all classes.
+
+    Attributes:
+        images: those images.
+        tail: which of them are of tail classes, `(N,)`.
+        rollouts: `(N, P, G, G)`.
+        distances: mean attention distance on the tail images, `(L, H)`, px of the input.
+        uniform: what it is where every token is attended to alike, px.
+        ranks: feature rank of each expert behind each block, `(P, L)`.
+        divergence: mean cosine distance of CLS and DIST after the final norm; None without DIST.
+    """
+
+    images: LabelledImages
+    tail: NDArray[np.bool_]
+    rollouts: NDArray[np.float32]
+    distances: NDArray[np.float64]
+    uniform: float
+    ranks: NDArray[np.int64]
+    divergence: float | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is known of a student.
+
+    Attributes:
+        name: what it is called in plots.
+        card: of its weights.
+        experts: names of its experts.
+        split: which images it was judged by.
+        images: those that could be read.
+        unreadable: the others, and why.
+        reports: accuracy of each head.
+        confusion: of the answer, `(C, C)`, rows the true class.
+        look: inside.
+        curves: its results.csv.
+    """
+
+    name: str
+    card: Card
+    experts: tuple[str, ...]
+    split: str
+    images: LabelledImages
+    unreadable: dict[Path, str]
+    reports: dict[str, Report]
+    confusion: NDArray[np.int64]
+    look: Look
+    curves: dict[str, Curve]
+
+
+def load_run(run: Path) -> tuple[Transformer, Card]:
+    """A student on the CPU, from its run folder or weight file.
+
+    Raises:
+        CheckpointError: there is none, or it is a bundle.
+    """
+    if (run / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{run}: is a bundle, whose fused graph has no attention to look at; "
+            "name the run folder it was exported from"
+        )
+    if not run.exists():
+        raise CheckpointError(f"{run}: there is no such run folder")
+    return load_transformer(run)
+
+
+def study(
+    run: Path, name: str, split: str, images: LabelledImages, num_images: int, device: torch.device
+) -> Study:
+    """Look at a student from all sides.
+
+    Args:
+        run: run folder or weight file.
+        name: what to call it.
+        split: name of the images.
+        images: labelled, in the classes of the run.
+        num_images: how many of them to look inside on, evenly from all classes.
+        device: where to run.
+
+    Raises:
+        DeitLTError: run or images cannot be used.
+    """
+    model, card = load_run(run)
+    model.to(device)
+    folder = run if run.is_dir() else run.parent
+    source = ReadableImages(images.paths, card.preprocess, device, f"{name}: answers")
+    logits = student_logits(model, source.with_progress())
+    judged = images.subset(np.array(source.read))
+    answer = logits["average"] if "average" in logits else logits["cls"]
+    predicted = answer.argmax(axis=1)
+    return Study(
+        name=name,
+        card=card,
+        experts=experts(model),
+        split=split,
+        images=judged,
+        unreadable=source.unreadable,
+        reports=head_reports(logits, judged.labels, card.train_counts),
+        confusion=confusion_matrix(judged.labels, predicted, len(card.classes)),
+        look=look_inside(model, card, judged, num_images, device, name),
+        curves=read_curves(folder),
+    )
+
+
+def look_inside(
+    model: Transformer,
+    card: Card,
+    images: LabelledImages,
+    num_images: int,
+    device: torch.device,
+    title: str,
+) -> Look:
+    """Rollouts, attention distances and ranks of a student on some of the images.
+
+    Attention is held for one block and batch at a time; of each image the experts' tokens of all
+    blocks are kept, `L * P * D` numbers.
+
+    Raises:
+        DataError: none of the images is of a tail class.
+    """
+    picked = images.subset(pick_evenly(images, num_images))
+    rare = head_mid_tail(card.train_counts)["tail"]
+    tail = np.isin(picked.labels, rare)
+    if not tail.any():
+        raise DataError("no image of a tail class is among those looked at; raise --images")
+    config, num_experts = model.config, len(experts(model))
+    maps, distances, features, finals = [], [], [], []
+    batch_size = _batch_size(model)
+    source = ReadableImages(
+        picked.paths, card.preprocess, device, f"{title}: attention", batch_size
+    )
+    for batch in source.with_progress():
+        rolled, per_block, tokens = None, [], []
+        for view in walk(model, batch):
+            rolled = roll(rolled, view.attention)
+            per_block.append(
+                mean_attention_distance(view.attention, num_experts, config.patch_size)
+            )
+            tokens.append(view.tokens)
+        assert rolled is not None, "a student has blocks"
+        maps.append(expert_maps(rolled, num_experts).cpu().numpy())
+        distances.append(torch.stack(per_block, dim=1).cpu().numpy())
+        features.append(torch.stack(tokens, dim=2).cpu().numpy())
+        with torch.inference_mode():
+            finals.append(model.norm(tokens[-1]).cpu().numpy())
+    if len(source.read) != len(picked):
+        raise DataError("images have changed while they were read; start again")
+    return Look(
+        images=picked,
+        tail=tail,
+        rollouts=np.concatenate(maps),
+        distances=np.concatenate(distances)[tail].mean(axis=0, dtype=np.float64),
+        uniform=uniform_distance(
+            config.img_size // config.patch_size, config.patch_size, num_experts
+        ),
+        ranks=_ranks(np.concatenate(features), tail),
+        divergence=_divergence(np.concatenate(finals)),
+    )
+
+
+def _batch_size(model: Transformer) -> int:
+    tokens = (model.config.img_size // model.config.patch_size) ** 2 + len(experts(model))
+    heads: int = model.blocks[0].attn.num_heads
+    return max(1, min(EVALUATION_BATCH, ATTENTION_BYTES // (4 * heads * tokens * tokens)))
+
+
+def _ranks(features: NDArray[np.float32], tail: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Ranks `(P, L)` of features `(N, P, L, D)`."""
+    _, num_experts, num_blocks, _ = features.shape
+    ranks = [
+        [feature_rank(features[:, expert, block], tail) for block in range(num_blocks)]
+        for expert in range(num_experts)
+    ]
+    return np.array(ranks, dtype=np.int64)
+
+
+def _divergence(finals: NDArray[np.float32]) -> float | None:
+    if finals.shape[1] < 2:
+        return None
+    return float(cosine_distance(finals[:, 0], finals[:, 1]).mean())

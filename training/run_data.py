@@ -1,0 +1,49 @@
+"""Which images of a data set a finished run is judged by, and which it has seen."""
+
+from pathlib import Path
+
+from deitlt.errors import DataError
+from deitlt.labelled import LabelledImages, read_labelled
+from deitlt.weights import Card
+from training.config import Recipe, StudentRecipe, TeacherRecipe
+from training.data import files_sha256, load_splits
+
+
+def recipe_of(card: Card) -> Recipe | None:
+    """The recipe of a run; None for weights that were imported."""
+    kind = StudentRecipe if card.kind == "student" else TeacherRecipe
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in card.recipe.items()}
+    try:
+        return kind(**fields)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def own_splits(data: Path, card: Card) -> dict[str, LabelledImages]:
+    """What the run trained on and held out, if this is the data it was trained on; else nothing."""
+    recipe = recipe_of(card)
+    if recipe is None:
+        return {}
+    try:
+        splits = load_splits(data, recipe, card.classes)
+    except DataError:  # data to evaluate on alone need not be fit to train on
+        return {}
+    if files_sha256(splits.train) != card.train_files_sha256:
+        return {}
+    return {"train": splits.train} | ({"val": splits.val} if splits.val is not None else {})
+
+
+def pick_split(data: Path, split: str | None, card: Card) -> tuple[str, LabelledImages]:
+    """The images of a split and its name; by default test, else val, else all, else train.
+
+    On the data of the run, train and val are what it trained on and held out.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    known = read_labelled(data, card.classes) | own_splits(data, card)
+    order = ("test", "val", "all", "train")
+    name: str = split or next(name for name in order if name in known)
+    if name not in known:
+        raise DataError(f"{data}: has no {name} images, only {', '.join(known)}")
+    return name, known[name]
