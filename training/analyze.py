@@ -127,8 +127,10 @@ def analyze(command: AnalyzeCommand, words: str) -> None:
         sections.unreadable(studies),
     ]
     first = studies[0]
+    others = [name for run, name in names.items() if run != command.runs[0]]
+    beside = f", beside {', '.join(others)}" if others else ""
     summary = (
-        f"{', '.join(names.values())} on {len(first.images)} {first.split} images of "
+        f"{first.name}{beside}, on {len(first.images)} {first.split} images of "
         f"{len(first.card.classes)} classes; {first.name} after {first.card.epoch} epochs on "
         f"{sum(first.card.train_counts)} training images, {max(first.card.train_counts)} of the "
         f"most frequent class and {min(first.card.train_counts)} of the rarest."

@@ -145,8 +145,8 @@ def convergence(curves: dict[str, dict[str, Curve]]) -> Plot:
                 bottom.plot(loss.epochs, loss.values, color=colour, label=name)
         top.set(ylabel="held out, balanced, %", ylim=(0, 102))
         bottom.set(xlabel="epoch", ylabel="training loss", yscale="log")
-        _finish(top)
-        bottom.grid(True, axis="y")
+        _finish(bottom)
+        top.grid(True, axis="y")
 
     return plot
 
@@ -261,7 +261,8 @@ def _bare(axis: Any) -> None:
 
 def _finish(axis: Any) -> None:
     axis.grid(True, axis="y")
-    axis.legend(fontsize=8)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8)
 
 
 def _cycle(theme: Theme, num_runs: int) -> tuple[str, ...]:

@@ -150,9 +150,9 @@ def feature_rank(studies: Sequence[Study]) -> Section:
         "How many directions the tokens need",
         "Feature rank, figures 4c and S.4: main directions of all images' tokens that rebuild "
         "those of the tail images but for 1 % of their squared length. A rank is at most the "
-        f"width and the number of images, here {len(look.images)} ({int(look.tail.sum())} of the tail). The "
-        "paper's claim: a teacher trained with SAM gives a lower rank of DIST; compare two "
-        "students to see.",
+        f"width and the number of images, here {len(look.images)} ({int(look.tail.sum())} of the "
+        "tail). The paper's claim: a teacher trained with SAM gives a lower rank of DIST; compare "
+        "two students to see.",
         f"{found}.",
         {"feature_rank": tables.csv_text(tables.rank_rows(studies))},
         plots.feature_rank(studies),
@@ -187,8 +187,10 @@ def divergence(studies: Sequence[Study]) -> Section | None:
     )
 
 
-def convergence(curves: dict[str, dict[str, Curve]]) -> Section:
-    """Learning curves of all runs."""
+def convergence(curves: dict[str, dict[str, Curve]]) -> Section | None:
+    """Learning curves of all runs; None where none has a results.csv."""
+    if not curves:
+        return None
     return Section(
         "convergence",
         "How fast the runs learn",
