@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from training import reproduce
 from training.command_line import parse, pick_recipe
 from training.recipes import STUDENTS, TEACHERS
-from training.reproduce import EXPERIMENTS, command_line, main
+from training.reproduce import main
+from training.reproduction import evidence, launch
+from training.reproduction.evidence import EXPERIMENTS, command_line
 from training.train_student import StudentCommand
 from training.train_teacher import TeacherCommand
 
@@ -55,7 +56,7 @@ def test_what_an_experiment_rests_on_comes_first() -> None:
     names = list(EXPERIMENTS)
     for name, experiment in EXPERIMENTS.items():
         assert not experiment.needs or names.index(experiment.needs) < names.index(name)
-    assert reproduce._with_needs(["tiny_vit_crt", "tiny_glmc"]) == [
+    assert evidence._with_needs(["tiny_vit_crt", "tiny_glmc"]) == [
         *("teacher_glmc", "tiny_vit", "tiny_vit_crt", "tiny_glmc")
     ]
 
@@ -68,11 +69,11 @@ def test_a_teacher_and_its_student_become_rows(
         assert import_module(words[0]).main(words[1:]) == 0
         return True
 
-    monkeypatch.setattr(reproduce, "_finish", finish)
+    monkeypatch.setattr(launch, "finish", finish)
     weak = f"{STUDENT} --allow-weak-teacher"
     where = ["--data", str(data), "--output", str(tmp_path), "--imbalance-factor", "2"]
     options = ["--teacher-options", f"{TINY} --img-size 8", "--student-options", weak]
-    assert main([*where, *options, "--only", "tiny_ldam"]) == 0
+    assert main(["evidence", *where, *options, "--only", "tiny_ldam"]) == 0
     table = (tmp_path / "results.md").read_text()
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| t")]
     assert [row[0] for row in rows] == ["| teacher_ldam", "| tiny_ldam"]

@@ -1,209 +1,180 @@
-"""`python -m training.reproduce --data DATA --output FOLDER`: the paper's CIFAR claims, measured.
+"""`python -m training.reproduce TABLE --output FOLDER`: the paper's tables, run again.
 
-Trains, one after the other and each resumable, the teachers, students, baselines and cheaper
-variants of `EXPERIMENTS`, evaluates each on the test split once, and writes one table with what it
-ran on. With `--minutes` it stops in time, with resume points, and the same command goes on.
+TABLE is 1, 2, 3, 4, 5, 6, S.3 or S.4. Trains what its rows rest on, as far as there is data for it,
+one seed after the other, and prints our figures beside the published ones with the difference and
+the standard error over seeds. Finished runs are kept, unfinished ones go on: give the same command
+again. Tables share runs, so keep to one folder.
+
+`--scale full` runs the recipes as they are and is for GPUs, `short` a tenth of it on CIFAR, and
+`tiny` handwritten digits on a CPU in minutes: it shows that all rows run, and its differences to
+the published figures mean nothing.
+
+`python -m training.reproduce evidence` runs our own list of CIFAR experiments; without TABLE it is
+meant. Its options: `python -m training.reproduce evidence --help`.
 """
 
-import csv
-import json
-import os
+import argparse
 import shlex
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deitlt.errors import UsageError
+from deitlt.errors import DataError, UsageError
 from deitlt.files import write_text
+from deitlt.labelled import read_labelled
 from deitlt.program import OneLineParser
 from training.command_line import run_program
+from training.digits import write_digits
+from training.reproduction import launch
+from training.reproduction.compare import comparison, comparison_csv
+from training.reproduction.evidence import PROGRAM, run_evidence
+from training.reproduction.plans import run_folder, training_words, with_needs
+from training.reproduction.published import CIFAR10, DATASETS, TABLES, Dataset, Row
 
-PROGRAM = "training.reproduce"
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One run.
-
-    Attributes:
-        recipe: of `train_teacher` or `train_student`.
-        kind: which of the two.
-        needs: the experiment whose weights it takes: a teacher's, or for cRT the features.
-        options: changes to the recipe.
-    """
-
-    recipe: str
-    kind: str = "student"
-    needs: str = ""
-    options: tuple[str, ...] = ()
-
-
-TINY, SMALL = ("--size", "tiny"), ("--size", "small")
-EXPERIMENTS: dict[str, Experiment] = {
-    "teacher_ldam": Experiment("cifar", "teacher"),
-    "teacher_ldam_no_sam": Experiment("cifar_no_sam", "teacher"),
-    "teacher_paco": Experiment("cifar_paco", "teacher"),
-    "teacher_paco_no_sam": Experiment("cifar_paco_no_sam", "teacher"),
-    "teacher_glmc": Experiment("cifar_glmc", "teacher"),
-    "tiny": Experiment("cifar_tiny", needs="teacher_paco"),
-    "tiny_ldam": Experiment("cifar_tiny", needs="teacher_ldam"),
-    "tiny_no_drw": Experiment("cifar_no_drw", needs="teacher_paco", options=TINY),
-    "tiny_no_sam": Experiment("cifar_tiny", needs="teacher_paco_no_sam"),
-    "tiny_no_drw_no_sam": Experiment("cifar_no_drw", needs="teacher_paco_no_sam", options=TINY),
-    "tiny_weak_views": Experiment("cifar_weak_views", needs="teacher_paco", options=TINY),
-    "tiny_unmixed": Experiment("cifar_unmixed", needs="teacher_paco", options=TINY),
-    "tiny_vit": Experiment("vit", options=TINY),
-    "tiny_vit_crt": Experiment("vit_crt", needs="tiny_vit", options=TINY),
-    "tiny_native": Experiment("cifar_native", needs="teacher_paco", options=TINY),
-    "tiny_64": Experiment("cifar_64", needs="teacher_paco", options=TINY),
-    "tiny_short": Experiment("cifar_short", needs="teacher_paco", options=TINY),
-    "tiny_muon": Experiment("cifar_muon", needs="teacher_paco", options=TINY),
-    "tiny_late_balance": Experiment("cifar_late_balance", needs="teacher_paco", options=TINY),
-    "tiny_glmc": Experiment("cifar_tiny", needs="teacher_glmc"),
-    "small": Experiment("cifar_small", needs="teacher_paco"),
-    "small_vit": Experiment("vit", options=SMALL),
-    "base": Experiment("cifar", needs="teacher_paco"),
-}
+EVIDENCE = "evidence"
+SEEDS = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run experiments; returns 0, or 2 with one line on what was wrong."""
-    return run_program(PROGRAM, argv, _main)
+    """Run a table or the evidence; returns 0, or 2 with one line on what was wrong."""
+    return run_program(
+        PROGRAM, argv, _main, interrupted="interrupted; the same command goes on where it stopped"
+    )
 
 
 def _main(argv: list[str]) -> None:
-    parser = OneLineParser(prog=f"python -m {PROGRAM}", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 or -100, balanced")
+    if argv and argv[0] == EVIDENCE:
+        run_evidence(argv[1:], argv)
+    elif argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        run_evidence(argv, argv)
+    else:
+        reproduce(_arguments(argv), argv)
+
+
+def _arguments(argv: list[str]) -> Any:
+    parser = OneLineParser(
+        prog=f"python -m {PROGRAM}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("table", choices=[*TABLES, EVIDENCE], metavar="TABLE")
     parser.add_argument("--output", type=Path, required=True, help="folder of all runs")
-    parser.add_argument("--only", nargs="+", default=list(EXPERIMENTS), metavar="NAME")
-    parser.add_argument("--imbalance-factor", type=float, default=100.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--data", type=Path, nargs="+", default=[], metavar="DATA",
+        help="data sets, told apart by their number of classes; at scale tiny none is needed",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many; 3 by default")
+    parser.add_argument("--scale", choices=("tiny", "short", "full"), default="full")
     parser.add_argument("--minutes", type=float, default=None, help="stop in time, resumable")
     parser.add_argument("--teacher-options", default="", help="for every teacher, in quotes")
     parser.add_argument("--student-options", default="", help="for every student, in quotes")
     arguments = parser.parse_args(argv)
-    for options in (arguments.teacher_options, arguments.student_options):
-        try:
-            shlex.split(options)
-        except ValueError as error:
-            raise UsageError(f"options {options!r}: {error}") from error
-    unknown = [name for name in arguments.only if name not in EXPERIMENTS]
-    if unknown:
-        raise UsageError(f"no experiment {unknown[0]!r}; there are: {', '.join(EXPERIMENTS)}")
-    names = _with_needs(arguments.only)
-    deadline = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
-    for name in names:
-        if not _run(name, arguments, deadline):
-            print(f"time is up in {name}; the same command goes on")
-            break
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    table = f"`python -m {PROGRAM} {shlex.join(argv)}`\n\n{results_table(arguments.output, names)}"
-    write_text(arguments.output / "results.md", table)
-    print(table)
+    if arguments.seeds < 1:
+        raise UsageError(f"--seeds must be at least 1, not {arguments.seeds}")
+    return arguments
 
 
-def _with_needs(names: list[str]) -> list[str]:
-    """The experiments and what they rest on, in the order of `EXPERIMENTS`."""
-    wanted, open_ = set[str](), list(names)
-    while open_:
-        name = open_.pop()
-        wanted.add(name)
-        if EXPERIMENTS[name].needs:
-            open_.append(EXPERIMENTS[name].needs)
-    return [name for name in EXPERIMENTS if name in wanted]
+def reproduce(arguments: Any, words: list[str]) -> None:
+    """Run what a table rests on, seed by seed, and print the comparison.
 
-
-def command_line(name: str, arguments: Any) -> list[str]:
-    """The training command of an experiment, from the program's name on."""
-    experiment, folder = EXPERIMENTS[name], arguments.output
-    words = [f"training.train_{experiment.kind}", experiment.recipe]
-    words += ["--data", str(arguments.data), "--output", str(folder / name), "--resume"]
-    words += ["--imbalance-factor", f"{arguments.imbalance_factor:g}", "--val-fraction", "0"]
-    words += ["--seed", str(arguments.seed), *experiment.options]
-    if experiment.needs:
-        flag = "--init" if experiment.recipe == "vit_crt" else "--teacher"
-        words += [flag, str(folder / experiment.needs)]
-    return words + shlex.split(getattr(arguments, f"{experiment.kind}_options"))
-
-
-def _run(name: str, arguments: Any, deadline: float | None) -> bool:
-    """Train and evaluate; False where time was up.
+    Args:
+        arguments: of the command line.
+        words: the same as they were typed, for the table.
 
     Raises:
-        UsageError: the run failed; it has said why itself.
+        DeitLTError: an argument or data set is wrong, or a run failed.
     """
-    # A finished run resumes to itself, and refuses to be another one.
-    if not _finish(command_line(name, arguments), deadline):
-        return False
-    run = arguments.output / name
-    metrics, weights = run / "metrics-test.json", run / f"{EXPERIMENTS[name].kind}.safetensors"
-    if metrics.is_file() and metrics.stat().st_mtime > weights.stat().st_mtime:
-        return True
-    return _finish(["training.evaluate", str(run), "--data", str(arguments.data)], deadline)
+    rows = TABLES[arguments.table]
+    options = {
+        "teacher": launch.split_options(arguments.teacher_options),
+        "student": launch.split_options(arguments.student_options),
+    }
+    root = arguments.output / arguments.scale
+    data = _data_sets(arguments.data)
+    if arguments.scale == "tiny" and CIFAR10.name not in data:
+        data[CIFAR10.name] = _digits(arguments.output / "digits")
+    seeds = range(arguments.seeds)
+    deadline = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
+    for seed, dataset, factor, plan in _jobs(rows, data, seeds):
+        source = data[dataset.name]
+        command = training_words(plan, arguments.scale, root, source, dataset, factor, seed)
+        command += options[command[0].removeprefix("training.train_")]
+        run = run_folder(root, dataset, factor, seed, plan)
+        if not launch.train_and_evaluate(command, run, source, deadline):
+            print(f"time is up in {run}; the same command goes on")
+            break
+    missing = {d.name: d.needs for d in DATASETS if d.name not in data}
+    text = "\n\n".join(
+        [
+            f"`python -m {PROGRAM} {shlex.join(words)}`",
+            _conditions(arguments.scale, data),
+            comparison(rows, root, seeds, missing),
+        ]
+    )
+    root.mkdir(parents=True, exist_ok=True)
+    write_text(root / f"table-{arguments.table}.md", text)
+    write_text(root / f"table-{arguments.table}.csv", comparison_csv(rows, root, seeds))
+    print(text)
 
 
-def _finish(words: list[str], deadline: float | None) -> bool:
-    print(f"$ python -m {shlex.join(words)}", flush=True)
-    process = subprocess.Popen([sys.executable, "-m", *words], env=os.environ)
-    try:
-        left = None if deadline is None else max(1.0, deadline - time.monotonic())
-        status = process.wait(left)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
-        status = process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # Ctrl-C has reached it too, and it saves
-        raise
-    if status in (128 + signal.SIGTERM, -signal.SIGTERM):  # the latter: before its first step
-        return False
-    if status:
-        raise UsageError(f"{words[0]} ended with status {status}")
-    return True
-
-
-def results_table(folder: Path, names: list[str]) -> str:
-    """What the finished experiments have achieved on the test split, as Markdown."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    today = datetime.now(UTC).date()
-    lines = [
-        f"{today}, {device}, torch {torch.__version__}. Accuracy in %: overall (head; mid; tail).",
-        "",
-        "| run | epochs | average or teacher | CLS | DIST | cosine | images/s | minutes |",
-        "|---|---|---|---|---|---|---|---|",
+def _jobs(
+    rows: list[Row], data: dict[str, Path], seeds: Sequence[int]
+) -> list[tuple[int, Dataset, int | None, str]]:
+    """All runs for which there is data, seed by seed, needs first."""
+    places = dict.fromkeys((row.dataset, row.factor) for row in rows)
+    return [
+        (seed, dataset, factor, plan)
+        for seed in seeds
+        for dataset, factor in places
+        if dataset.name in data
+        for plan in with_needs(
+            [row.plan for row in rows if (row.dataset, row.factor) == (dataset, factor)]
+        )
     ]
-    for name in names:
-        file = folder / name / "metrics-test.json"
-        if not file.is_file():
-            continue
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-        heads = metrics["heads"]
-        with (folder / name / "results.csv").open(encoding="utf-8") as rows:
-            history = list(csv.DictReader(rows))
-        main_head = next((h for h in ("average", "teacher", "cls") if h in heads), "cls")
-        cells = [name, str(metrics["epoch"]), _figures(heads[main_head])]
-        experts = "dist" in heads
-        cells += [_figures(heads[head]) if experts else "" for head in ("cls", "dist")]
-        cosines = [row.get("cls_dist_cosine") or "" for row in (history[0], history[-1])]
-        cells.append(" to ".join(f"{float(c):.2f}" for c in cosines) if all(cosines) else "")
-        speeds = sorted(float(row["images_per_s"]) for row in history)
-        cells.append(f"{speeds[len(speeds) // 2]:.0f}")
-        cells.append(f"{sum(float(row['seconds']) for row in history) / 60:.1f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
-def _figures(head: dict[str, Any]) -> str:
-    groups = [head["groups"][group]["value"] for group in ("head", "mid", "tail")]
-    inner = "; ".join("-" if g is None else f"{100 * g:.1f}" for g in groups)
-    return f"{100 * head['overall']['value']:.1f} ({inner})"
+def _data_sets(sources: list[Path]) -> dict[str, Path]:
+    """Data folders by the data set they are, told apart by their number of classes."""
+    found: dict[str, Path] = {}
+    for source in sources:
+        splits = read_labelled(source)
+        num_classes = len(next(iter(splits.values())).classes)
+        dataset = next((d for d in DATASETS if d.num_classes == num_classes), None)
+        if dataset is None:
+            known = ", ".join(f"{d.num_classes} ({d.name})" for d in DATASETS)
+            raise DataError(f"{source}: has {num_classes} classes; the paper's sets have {known}")
+        if "test" not in splits:
+            raise DataError(f"{source}: has no test images to compare on")
+        if dataset.name in found:
+            raise UsageError(f"--data names two sets of {num_classes} classes; name one")
+        found[dataset.name] = source
+    return found
+
+
+def _digits(folder: Path) -> Path:
+    if not folder.is_dir():
+        write_digits(folder)
+    return folder
+
+
+def _conditions(scale: str, data: dict[str, Path]) -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    about = f"{datetime.now(UTC).date()}, {device}, torch {torch.__version__}, scale {scale}; "
+    about += ", ".join(f"{name}: {source}" for name, source in data.items()) or "no data"
+    lines = [about + ". Accuracy in %, last epoch, test split; ± is the standard error over seeds."]
+    if scale == "tiny":
+        lines.append(
+            "Tiny networks, and digits in place of CIFAR-10 unless it is named: the differences to "
+            "the published figures mean nothing."
+        )
+    elif scale == "short":
+        lines.append("Shorter training than the published figures rest on.")
+    return " ".join(lines)
 
 
 if __name__ == "__main__":

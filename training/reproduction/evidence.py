@@ -1,0 +1,168 @@
+"""`python -m training.reproduce evidence`: the paper's CIFAR claims and ours, measured once each.
+
+Trains, one after the other and each resumable, the teachers, students, baselines and cheaper
+variants of `EXPERIMENTS`, evaluates each on the test split once, and writes one table with what it
+ran on. With `--minutes` it stops in time, with resume points, and the same command goes on.
+"""
+
+import csv
+import json
+import shlex
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deitlt.errors import UsageError
+from deitlt.files import write_text
+from deitlt.program import OneLineParser
+from training.reproduction import launch
+
+PROGRAM = "training.reproduce"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run.
+
+    Attributes:
+        recipe: of `train_teacher` or `train_student`.
+        kind: which of the two.
+        needs: the experiment whose weights it takes: a teacher's, or for cRT the features.
+        options: changes to the recipe.
+    """
+
+    recipe: str
+    kind: str = "student"
+    needs: str = ""
+    options: tuple[str, ...] = ()
+
+
+TINY, SMALL = ("--size", "tiny"), ("--size", "small")
+EXPERIMENTS: dict[str, Experiment] = {
+    "teacher_ldam": Experiment("cifar", "teacher"),
+    "teacher_ldam_no_sam": Experiment("cifar_no_sam", "teacher"),
+    "teacher_paco": Experiment("cifar_paco", "teacher"),
+    "teacher_paco_no_sam": Experiment("cifar_paco_no_sam", "teacher"),
+    "teacher_glmc": Experiment("cifar_glmc", "teacher"),
+    "tiny": Experiment("cifar_tiny", needs="teacher_paco"),
+    "tiny_ldam": Experiment("cifar_tiny", needs="teacher_ldam"),
+    "tiny_no_drw": Experiment("cifar_no_drw", needs="teacher_paco", options=TINY),
+    "tiny_no_sam": Experiment("cifar_tiny", needs="teacher_paco_no_sam"),
+    "tiny_no_drw_no_sam": Experiment("cifar_no_drw", needs="teacher_paco_no_sam", options=TINY),
+    "tiny_weak_views": Experiment("cifar_weak_views", needs="teacher_paco", options=TINY),
+    "tiny_unmixed": Experiment("cifar_unmixed", needs="teacher_paco", options=TINY),
+    "tiny_vit": Experiment("vit", options=TINY),
+    "tiny_vit_crt": Experiment("vit_crt", needs="tiny_vit", options=TINY),
+    "tiny_native": Experiment("cifar_native", needs="teacher_paco", options=TINY),
+    "tiny_64": Experiment("cifar_64", needs="teacher_paco", options=TINY),
+    "tiny_short": Experiment("cifar_short", needs="teacher_paco", options=TINY),
+    "tiny_muon": Experiment("cifar_muon", needs="teacher_paco", options=TINY),
+    "tiny_late_balance": Experiment("cifar_late_balance", needs="teacher_paco", options=TINY),
+    "tiny_glmc": Experiment("cifar_tiny", needs="teacher_glmc"),
+    "small": Experiment("cifar_small", needs="teacher_paco"),
+    "small_vit": Experiment("vit", options=SMALL),
+    "base": Experiment("cifar", needs="teacher_paco"),
+}
+
+
+def run_evidence(argv: list[str], words: list[str]) -> None:
+    """Run experiments and print their table.
+
+    Args:
+        argv: arguments of this part of the program.
+        words: all arguments of the program, for the table.
+
+    Raises:
+        UsageError: an argument is wrong, or a run failed.
+    """
+    parser = OneLineParser(prog=f"python -m {PROGRAM} evidence", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 or -100, balanced")
+    parser.add_argument("--output", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--only", nargs="+", default=list(EXPERIMENTS), metavar="NAME")
+    parser.add_argument("--imbalance-factor", type=float, default=100.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=None, help="stop in time, resumable")
+    parser.add_argument("--teacher-options", default="", help="for every teacher, in quotes")
+    parser.add_argument("--student-options", default="", help="for every student, in quotes")
+    arguments = parser.parse_args(argv)
+    for options in (arguments.teacher_options, arguments.student_options):
+        launch.split_options(options)
+    unknown = [name for name in arguments.only if name not in EXPERIMENTS]
+    if unknown:
+        raise UsageError(f"no experiment {unknown[0]!r}; there are: {', '.join(EXPERIMENTS)}")
+    names = _with_needs(arguments.only)
+    deadline = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
+    for name in names:
+        words_of_run, run = command_line(name, arguments), arguments.output / name
+        if not launch.train_and_evaluate(words_of_run, run, arguments.data, deadline):
+            print(f"time is up in {name}; the same command goes on")
+            break
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    table = f"`python -m {PROGRAM} {shlex.join(words)}`\n\n{results_table(arguments.output, names)}"
+    write_text(arguments.output / "results.md", table)
+    print(table)
+
+
+def _with_needs(names: list[str]) -> list[str]:
+    """The experiments and what they rest on, in the order of `EXPERIMENTS`."""
+    wanted, open_ = set[str](), list(names)
+    while open_:
+        name = open_.pop()
+        wanted.add(name)
+        if EXPERIMENTS[name].needs:
+            open_.append(EXPERIMENTS[name].needs)
+    return [name for name in EXPERIMENTS if name in wanted]
+
+
+def command_line(name: str, arguments: Any) -> list[str]:
+    """The training command of an experiment, from the program's name on."""
+    experiment, folder = EXPERIMENTS[name], arguments.output
+    words = [f"training.train_{experiment.kind}", experiment.recipe]
+    words += ["--data", str(arguments.data), "--output", str(folder / name), "--resume"]
+    words += ["--imbalance-factor", f"{arguments.imbalance_factor:g}", "--val-fraction", "0"]
+    words += ["--seed", str(arguments.seed), *experiment.options]
+    if experiment.needs:
+        flag = "--init" if experiment.recipe == "vit_crt" else "--teacher"
+        words += [flag, str(folder / experiment.needs)]
+    return words + launch.split_options(getattr(arguments, f"{experiment.kind}_options"))
+
+
+def results_table(folder: Path, names: list[str]) -> str:
+    """What the finished experiments have achieved on the test split, as Markdown."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    today = datetime.now(UTC).date()
+    lines = [
+        f"{today}, {device}, torch {torch.__version__}. Accuracy in %: overall (head; mid; tail).",
+        "",
+        "| run | epochs | average or teacher | CLS | DIST | cosine | images/s | minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        file = folder / name / "metrics-test.json"
+        if not file.is_file():
+            continue
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+        heads = metrics["heads"]
+        with (folder / name / "results.csv").open(encoding="utf-8") as rows:
+            history = list(csv.DictReader(rows))
+        main_head = next((h for h in ("average", "teacher", "cls") if h in heads), "cls")
+        cells = [name, str(metrics["epoch"]), _figures(heads[main_head])]
+        experts = "dist" in heads
+        cells += [_figures(heads[head]) if experts else "" for head in ("cls", "dist")]
+        cosines = [row.get("cls_dist_cosine") or "" for row in (history[0], history[-1])]
+        cells.append(" to ".join(f"{float(c):.2f}" for c in cosines) if all(cosines) else "")
+        speeds = sorted(float(row["images_per_s"]) for row in history)
+        cells.append(f"{speeds[len(speeds) // 2]:.0f}")
+        cells.append(f"{sum(float(row['seconds']) for row in history) / 60:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _figures(head: dict[str, Any]) -> str:
+    groups = [head["groups"][group]["value"] for group in ("head", "mid", "tail")]
+    inner = "; ".join("-" if g is None else f"{100 * g:.1f}" for g in groups)
+    return f"{100 * head['overall']['value']:.1f} ({inner})"
