@@ -70,6 +70,7 @@ def test_every_command_is_tested_here() -> None:
         "python -m training.train_teacher",
         "python -m training.train_student",
         "python -m training.evaluate",
+        "python -m training.analyze",
         "python -m training.doctor",
         "python -m training.prepare",
         "python -m training.reproduce",
@@ -107,6 +108,8 @@ def test_your_own_data_from_training_to_predictions(
     assert run("training.train_teacher", *SHRINK) == 0
     assert run("training.train_student", *STUDENT) == 0
     assert run("training.evaluate") == 0
+    assert run("training.analyze") == 0
+    assert (home / "report" / "report.html").is_file()
     assert run("export.to_bundle") == 0
     (evaluate,) = commands("deitlt evaluate")
     assert import_module("deitlt.cli").main(evaluate[1:]) == 0
@@ -176,6 +179,8 @@ def test_the_papers_sets(
     assert "ImageNet_LT: there is no such folder" in capsys.readouterr().err
     assert run("training.reproduce", "--only", "none") == 2
     assert "no experiment 'none'" in capsys.readouterr().err
+    assert run("training.reproduce", "--seeds", "0", which=1) == 2  # the table itself takes minutes
+    assert "--seeds must be at least 1" in capsys.readouterr().err
     assert run("export.import_checkpoint") == 2
     assert "deit_lt.pth" in capsys.readouterr().err
 

@@ -33,7 +33,7 @@ from training.command_line import parse, run_program
 from training.config import StudentRecipe
 from training.engine.distributed import pick_device
 from training.run_data import own_splits, pick_split, recipe_of
-from training.teachers.labelling import load_teacher
+from training.teachers.labelling import Teacher, load_teacher
 
 PROGRAM = "training.analyze"
 PAGE = "report.html"
@@ -109,6 +109,7 @@ def analyze(command: AnalyzeCommand, words: str) -> None:
     """
     device = pick_device(command.device)
     names = _names(command.runs)
+    teacher = _load_teacher(command, device)  # before any time is spent
     students = list(command.runs[:1])
     students += [run for run in command.runs[1:] if is_student(run)]
     studies = [_study(run, names[run], command, device) for run in students]
@@ -120,7 +121,7 @@ def analyze(command: AnalyzeCommand, words: str) -> None:
         sections.attention_distance(studies),
         sections.feature_rank(studies),
         sections.divergence(studies),
-        _teacher(studies[0], command, device),
+        _teacher(teacher, studies[0], command, device),
         sections.convergence({n: c for n, c in curves.items() if c}),
         sections.confusion(studies[0]),
         sections.counts_accuracy(studies[0]),
@@ -182,16 +183,25 @@ def _rollouts(first: Study, command: AnalyzeCommand, device: torch.device) -> Se
     return sections.rollout_gallery(first, gallery(command.runs[0], first, paths, device))
 
 
-def _teacher(first: Study, command: AnalyzeCommand, device: torch.device) -> Section | None:
-    """The teacher on what the student was trained on, or else on what it is judged by."""
+def _load_teacher(command: AnalyzeCommand, device: torch.device) -> Teacher | None:
+    """The teacher on the device, if one was named and it knows the classes of the student."""
     if command.teacher is None:
         return None
     teacher = load_teacher(command.teacher)
-    if teacher.card.classes != first.card.classes:
+    if teacher.card.classes != load_run(command.runs[0])[1].classes:
         raise CheckpointError(
             f"{command.teacher}: has other classes than the student, or in another order; "
             "name the teacher it was distilled from"
         )
+    return teacher.to(device)
+
+
+def _teacher(
+    teacher: Teacher | None, first: Study, command: AnalyzeCommand, device: torch.device
+) -> Section | None:
+    """The teacher on what the student was trained on, or else on what it is judged by."""
+    if teacher is None:
+        return None
     trained = own_splits(command.data, first.card).get("train")
     images = first.images if trained is None else trained
     which = f"{first.split} images" if trained is None else "images the student was trained on"
@@ -200,7 +210,7 @@ def _teacher(first: Study, command: AnalyzeCommand, device: torch.device) -> Sec
         images = images.subset(np.sort(chosen))
     recipe = recipe_of(first.card)
     assert recipe is None or isinstance(recipe, StudentRecipe), "the card is a student's"
-    answers = ask_teacher(teacher.to(device), images, first.card.preprocess, recipe, device)
+    answers = ask_teacher(teacher, images, first.card.preprocess, recipe, device)
     return sections.teacher_entropy(answers, which, len(first.card.classes))
 
 
