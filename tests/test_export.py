@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from deitlt.bundle import OUTPUTS
+from deitlt.bundle import FEATURES, OUTPUTS
 from deitlt.errors import BundleError
 from deitlt.preprocess import Pixels, PreprocessSpec
 from deitlt.runtimes import OnnxRuntime, Outputs
@@ -60,6 +60,11 @@ def assert_equals_torch(graph: Path, pixels: Pixels, expected: Outputs, batch_si
             actual = outputs.heads()[name]
             assert actual.dtype == np.float32
             assert np.abs(actual - wanted[start : start + batch_size]).max() < 1e-4
+        assert list(outputs.features()) == list(FEATURES)
+        for name, wanted in expected.features().items():
+            actual = outputs.features()[name]
+            assert actual.dtype == np.float32
+            assert np.abs(actual - wanted[start : start + batch_size]).max() < 1e-4
         top1 = expected.logits[start : start + batch_size].argmax(axis=1)
         assert np.array_equal(outputs.logits.argmax(axis=1), top1)
 
@@ -100,10 +105,10 @@ def test_the_file_alone_says_how_to_use_it(graph: Path) -> None:
     shape = proto.graph.input[0].type.tensor_type
     assert shape.elem_type == onnx.TensorProto.UINT8
     assert [d.dim_value or d.dim_param for d in shape.shape.dim] == ["batch", 16, 16, 3]
-    assert [output.name for output in proto.graph.output] == list(OUTPUTS)
-    for output in proto.graph.output:
+    assert [output.name for output in proto.graph.output] == [*OUTPUTS, *FEATURES]
+    for output, width in zip(proto.graph.output, (10, 10, 10, 64, 64), strict=True):
         dims = output.type.tensor_type.shape.dim
-        assert [d.dim_value or d.dim_param for d in dims] == ["batch", 10]
+        assert [d.dim_value or d.dim_param for d in dims] == ["batch", width]
     metadata = {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
     assert metadata["classes"] == [f"c{i}" for i in range(10)]
     assert metadata["train_counts"][0] == 50

@@ -57,13 +57,14 @@ def assert_same(
     cls, dist = model(torch.from_numpy(normalise(pixels, spec)))
     assert cls.std() > 0.1, "answers too small to see a mistake in"
     images = images_for(pixels, takes, spec)
-    expected = ((cls + dist) / 2, cls, dist)
+    features = model.forward_features(torch.from_numpy(normalise(pixels, spec)))  # timm's own
+    expected = ((cls + dist) / 2, cls, dist, features[:, 0], features[:, 1])
     for experts in (True, False):
         fused = FusedStudent(
             model, spec, attention=attention, takes=takes, experts=experts, dtype=torch.float32
         )
         actual = fused(images)
-        assert len(actual) == (3 if experts else 1)
+        assert len(actual) == (5 if experts else 1)
         for ours, theirs in zip(actual, expected, strict=False):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 

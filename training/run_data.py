@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from deitlt.errors import DataError
+from deitlt import labelled
 from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.weights import Card
 from training.config import Recipe, StudentRecipe, TeacherRecipe
@@ -42,8 +43,4 @@ def pick_split(data: Path, split: str | None, card: Card) -> tuple[str, Labelled
         DataError: there is no such split.
     """
     known = read_labelled(data, card.classes) | own_splits(data, card)
-    order = ("test", "val", "all", "train")
-    name: str = split or next(name for name in order if name in known)
-    if name not in known:
-        raise DataError(f"{data}: has no {name} images, only {', '.join(known)}")
-    return name, known[name]
+    return labelled.pick_split(known, split, data)

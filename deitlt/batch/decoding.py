@@ -1,5 +1,10 @@
 """Decoding on all cores: in worker processes that may die, or in threads.
 
+Pixels come back through a pipe. That costs 44 us of processor time an image of 224 px, against 5 us
+through shared memory and 55 us pickled (best of 5 runs, two cores of an AMD EPYC, Python 3.11); an
+image of 500 x 375 px takes 3,000 us to decode and resize there. For a hundredth of that, a pipe
+works on every system and leaves nothing behind, whoever is killed.
+
 Legend: `B` images, `S` image side.
 """
 
@@ -159,10 +164,7 @@ class _Worker:
         except (EOFError, OSError, pickle.UnpicklingError) as broken:
             raise _Died from broken
         if isinstance(errors, str):
-            raise UsageError(
-                f"these sources cannot be decoded in another process ({errors}); "
-                "define their class in a module, or use 0 workers"
-            )
+            raise UsageError(_not_here(errors))
         for i, error in enumerate(errors):
             if error is None and not self._fill(out[i]):
                 raise _Died
@@ -180,7 +182,10 @@ class _Worker:
             self._requests.close()
 
     def _send(self, message: Any) -> None:
-        data = pickle.dumps(message, protocol=5)  # an error of the message's own is the caller's
+        try:
+            data = pickle.dumps(message, protocol=5)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            raise UsageError(_not_here(error)) from error
         try:
             self._requests.write(data)
             self._requests.flush()
@@ -195,6 +200,13 @@ class _Worker:
                 return False
             filled += count
         return True
+
+
+def _not_here(reason: object) -> str:
+    return (
+        f"these images cannot be given to another process ({reason}); "
+        "define their class in a module, or use 0 workers"
+    )
 
 
 def _no_process(reason: object) -> str:

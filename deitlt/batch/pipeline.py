@@ -7,7 +7,7 @@ meanwhile. What is asked for first is yielded first, however long the input may 
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from math import ceil
@@ -32,7 +32,7 @@ FEW_SOURCES = 64
 CHUNK = 8
 # A block should take about so long: less, and handing it on costs; more, and cores wait at the end.
 SHORT_BLOCK_S, LONG_BLOCK_S = 0.04, 0.4
-LARGEST_BLOCK = 64
+LARGEST_BLOCK = 32
 
 
 def predict_iter(
@@ -43,7 +43,7 @@ def predict_iter(
     num_workers: int | None = None,
     batch_size: int | None = None,
     first: int = 0,
-) -> Iterator[tuple[S, Result]]:
+) -> Generator[tuple[S, Result], None, None]:
     """Each source with its prediction or error, in order, with a bounded number in work.
 
     An error of `sources` itself is raised once all before it is yielded. Closing the iterator, or
@@ -77,7 +77,7 @@ def _stream(
     num_workers: int | None,
     plan: Plan,
     first: int,
-) -> Iterator[tuple[S, Result]]:
+) -> Generator[tuple[S, Result], None, None]:
     processes = num_workers != 0
     if num_workers is None:
         beginning = list(islice(sources, FEW_SOURCES))

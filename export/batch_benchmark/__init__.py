@@ -1,0 +1,1 @@
+"""How fast batch prediction is: against the bare runtime, bare Pillow, and timm's way."""
