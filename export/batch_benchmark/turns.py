@@ -21,13 +21,28 @@ class Pace:
     images_per_s: list[float] = field(default_factory=list)
     cpu_ms: list[float] = field(default_factory=list)
 
+    @property
+    def rate(self) -> float:
+        """Images a second, the median over rounds."""
+        return median(self.images_per_s)
+
+    @property
+    def cpu(self) -> float:
+        """Processor time of an image, ms, the median over rounds."""
+        return median(self.cpu_ms)
+
     def times(self, other: "Pace") -> float:
         """How many times as fast as another: the median over rounds."""
         pairs = zip(self.images_per_s, other.images_per_s, strict=True)
         return median(mine / its for mine, its in pairs)
 
-    def cpu_times(self, other: "Pace") -> float:
-        """The other's processor time by this one's: what `times` is on cores that do no more."""
+    def cpu_times(self, other: "Pace") -> float | None:
+        """The other's processor time by this one's: what `times` is on cores that do no more.
+
+        None where a turn was too short for the system's clock of it.
+        """
+        if 0 in self.cpu_ms:
+            return None
         pairs = zip(self.cpu_ms, other.cpu_ms, strict=True)
         return median(its / mine for mine, its in pairs)
 

@@ -142,14 +142,15 @@ def tree_cpu_s() -> float:
     """Processor time of this process and all that it has started, seconds."""
     own, tick = os.times(), os.sysconf("SC_CLK_TCK")
     total = own.user + own.system + own.children_user + own.children_system
-    for pid in descendants(os.getpid()):
+    for pid in descendants():
         fields = _stat(pid)
         total += sum(int(field) for field in fields[11:15]) / tick if fields else 0.0
     return total
 
 
-def descendants(pid: int) -> list[int]:
-    """Living processes that a process started, and theirs."""
+def descendants(pid: int | None = None) -> list[int]:
+    """Living processes that a process, by default this one, has started, and theirs."""
+    pid = os.getpid() if pid is None else pid
     found = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         try:

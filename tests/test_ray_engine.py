@@ -1,0 +1,76 @@
+"""Batch prediction on Ray gives what a run on this machine gives."""
+
+import builtins
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deitlt.batch.pipeline import predict_iter
+from deitlt.batch.ray_engine import predict_with_ray
+from deitlt.classifier import Classifier, Options
+from deitlt.errors import BundleError, ImageError, RuntimeUnavailable, UsageError
+from tests.pipeline_support import Given, Gone, Killer
+
+Png = Callable[[int], bytes]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two cores of this machine as a cluster."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def comparable(results: list[Any]) -> list[Any]:
+    return [
+        (source, (type(result), str(result)) if isinstance(result, ImageError) else result)
+        for source, result in results
+    ]
+
+
+def test_a_run_on_ray_equals_one_here(
+    cluster: None,
+    png: Png,
+    classifier: Classifier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In several tasks, with bad images, and from within a batch where another run has stopped."""
+    monkeypatch.setattr("deitlt.batch.ray_engine.TASK", 100)
+    sources: list[Any] = [Given(png(seed % 40), str(seed)) for seed in range(600)]
+    sources[7], sources[300], sources[301] = Given(b""), Gone(), Killer(png(0))
+    options = Options(top_k=3, experts=True, logits=True)
+    here = list(predict_iter(classifier, sources, options, batch_size=3, first=101))
+    there = predict_with_ray(None, iter(sources), options, device="cpu", batch_size=3, first=101)
+    assert comparable(list(there)) == comparable(here)
+    assert sum(isinstance(result, ImageError) for _, result in here) == 3
+    with pytest.raises(BundleError, match="not a bundle") as caught:
+        list(predict_with_ray(tmp_path, sources, device="cpu"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeUnavailable, match="no GPU"):
+        predict_with_ray(None, sources, device="cuda")
+
+
+@pytest.mark.parametrize("wrong", [{"num_workers": 0}, {"batch_size": 0}])
+def test_wrong_numbers_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        predict_with_ray(None, [], **wrong)  # type: ignore[arg-type]
+
+
+def test_without_ray_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.split(".")[0] == "ray":
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(RuntimeUnavailable, match=r"pip install 'deitlt\[ray\]'") as caught:
+        predict_with_ray(None, [])
+    assert "\n" not in str(caught.value)
