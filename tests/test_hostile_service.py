@@ -70,7 +70,7 @@ def outcomes(hostile: list[Hostile], classifier: Classifier) -> list[Outcome]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process, Path]]:
     """The address of a real server, its worker and its log."""
     home = tmp_path_factory.mktemp("serve")
-    with serving(home, **LIMITS) as (process, port):
+    with serving(home) as (process, port):
         (worker,) = psutil.Process(process.pid).children(recursive=True)
         yield f"http://127.0.0.1:{port}", worker, home / "serve.log"
 

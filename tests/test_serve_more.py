@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import bentoml
 import httpx
@@ -38,7 +39,7 @@ def site(
 ) -> Iterator[Site]:
     home = tmp_path_factory.mktemp("serve")
     bundle = make_bundle(home / "bundle", name="first")
-    settings = {
+    settings: dict[str, Any] = {
         "DEITLT_MODEL": str(bundle),
         "DEITLT_API_KEY": "sesame",
         "DEITLT_ACCESS_LOG": "true",

@@ -66,7 +66,7 @@ class Held:
         settings = Settings.from_environ({**LIMITS, "DEITLT_TIMEOUT_S": str(timeout_s)})
         metrics = Metrics()
         metrics.follow(self.engine, models)
-        self.frontend.attach(Backend(settings, models, self.engine, metrics))
+        self.frontend.attach(Backend(settings, models, self.engine, metrics, None))
         self.client = TestClient(self.frontend, raise_server_exceptions=False)
 
 

@@ -13,8 +13,9 @@ import fsspec
 import pytest
 
 from deitlt.batch.sources import count_sources, find_sources
-from deitlt.classifier import Classifier, ImageLike
+from deitlt.classifier import Classifier
 from deitlt.errors import DataError, OpenFailed, UsageError
+from deitlt.preprocess import ImageLike
 from tests.predict_support import content, error_of, names, predict, read_rows, write_tar
 
 Png = Callable[[int], bytes]

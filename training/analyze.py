@@ -19,6 +19,7 @@ import tyro
 
 from deitlt.errors import CheckpointError, UsageError
 from deitlt.files import new_folder, write_text
+from deitlt.measuring import describe, hardware, versions
 from deitlt.weights import weight_file
 from training.analysis import sections
 from training.analysis.curves import read_curves
@@ -28,7 +29,6 @@ from training.analysis.pictures import DARK, LIGHT, draw, require_matplotlib
 from training.analysis.sections import Section
 from training.analysis.study import Study, load_run, study
 from training.analysis.teacher_views import ask_teacher
-from training.benchmark.report import describe, hardware, versions
 from training.command_line import parse, run_program
 from training.config import StudentRecipe
 from training.engine.distributed import pick_device
@@ -37,6 +37,7 @@ from training.teachers.labelling import Teacher, load_teacher
 
 PROGRAM = "training.analyze"
 PAGE = "report.html"
+PACKAGES = ("numpy", "torch", "timm", "matplotlib")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +140,10 @@ def analyze(command: AnalyzeCommand, words: str) -> None:
     about = {
         "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "command": words,
-        "hardware": hardware(device),
-        "versions": versions(),
+        "hardware": hardware(
+            torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+        ),
+        "versions": versions(PACKAGES),
     }
     with new_folder(command.output, overwrite=command.overwrite) as folder:
         panels = [_write(part, folder) for part in parts if part is not None]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from deitlt.errors import DataError
 from deitlt import labelled
+from deitlt.errors import DataError
 from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.weights import Card
 from training.config import Recipe, StudentRecipe, TeacherRecipe

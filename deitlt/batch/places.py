@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from deitlt.classifier import ImageLike
 from deitlt.errors import ImageError, OpenFailed
+from deitlt.preprocess import ImageLike
 
 
 class Place(Protocol):

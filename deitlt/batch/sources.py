@@ -17,9 +17,8 @@ from deitlt.batch.path_lists import csv_paths, line_paths, text_paths
 from deitlt.batch.places import Place, Unreadable
 from deitlt.batch.remote_files import RemoteFile, is_url, remote_images
 from deitlt.batch.tar_files import is_compressed_tar, is_tar, local_tar_members
-from deitlt.classifier import ImageLike
 from deitlt.errors import UsageError
-from deitlt.preprocess import SUFFIXES
+from deitlt.preprocess import SUFFIXES, ImageLike
 
 STDIN = "-"
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.sources import Source
 from deitlt.classifier import Classifier, Options, Prediction
-from deitlt.engine import Engine
 from deitlt.errors import DataError, ImageError
 from deitlt.evaluation.calibration import ClassBins
 from deitlt.labelled import LabelledImages
@@ -129,9 +128,8 @@ def _classify(
     """The one place that knows how images are run: what becomes of each, in order."""
     options = Options(top_k=1, logits=True)
     sources = (Source(path, path.as_posix()) for path in paths)
-    with Engine(classifier, num_workers=num_workers) as engine:
-        for _, result in predict_iter(engine, sources, options):
-            yield result
+    results = predict_iter(classifier, sources, options, num_workers=num_workers)
+    return (result for _, result in results)
 
 
 def _name(path: Path, source: Path) -> str:

@@ -24,6 +24,7 @@ from deitlt.engine import usable_cores
 from deitlt.errors import UsageError
 from deitlt.files import write_json
 from deitlt.labelled import image_files
+from deitlt.measuring import Steal, describe, format_steal, hardware, versions
 from deitlt.preprocess import load_pixels
 from deitlt.program import OneLineParser, run_program
 from deitlt.student import StudentConfig
@@ -38,10 +39,9 @@ from export.batch_benchmark.ways import (
     pipeline,
     timm_inference,
 )
-from export.benchmark.measure import Steal
-from export.benchmark.report import format_steal, hardware, versions
 
 PROGRAM = "export.batch_benchmark"
+PACKAGES = ("numpy", "pillow", "torch", "timm", "onnxruntime", "onnxruntime-gpu")
 PIPELINE = "pipeline"
 LEGEND = """\
 images/s: median over rounds. x: of the part's first row in the same round, median. cpu: processor
@@ -77,10 +77,10 @@ def benchmark(arguments: argparse.Namespace, command: str) -> None:
     about = {
         "command": command,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware("cpu"),
-        "versions": versions(),
+        "hardware": hardware(),
+        "versions": versions(PACKAGES),
     }
-    print(f"{about['time']}  {command}\n{about['hardware']}\n{about['versions']}\n{LEGEND}")
+    print(f"{describe(about)}\n{LEGEND}")
     steal, found = Steal(), dict[str, Any]()
     with tempfile.TemporaryDirectory() as folder:
         run = _Run(arguments, Path(folder))

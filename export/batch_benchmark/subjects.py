@@ -52,4 +52,6 @@ def make(config: StudentConfig, folder: Path, *, int8: bool = False) -> Contesta
     for file in files.values():
         write(subject, file)
     graphs = {precision: folder / file for precision, file in files.items()}
-    return Contestant(describe(config), student.model, write_minimal_bundle(subject), graphs)
+    return Contestant(
+        describe(config), student.model, write_minimal_bundle(subject, folder / "bundle"), graphs
+    )

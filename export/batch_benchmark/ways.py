@@ -39,7 +39,7 @@ def pipeline(classifier: Classifier, paths: Sequence[Path], workers: int) -> Way
     def run() -> Iterator[int]:
         sources = (Source(path, path.name) for path in cycle(paths))
         results = predict_iter(classifier, sources, Options(TOP_K), num_workers=workers)
-        with closing(results):  # type: ignore[type-var]  # it is a generator
+        with closing(results):
             for _ in results:
                 yield 1
 
