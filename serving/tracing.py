@@ -6,6 +6,7 @@ BentoML's own tracing layer stays off: it costs more than our routes even when n
 knows neither the route's template nor our request id.
 """
 
+import threading
 import time
 from collections.abc import Mapping
 from importlib import import_module
@@ -13,6 +14,9 @@ from typing import Any
 
 from deitlt import __version__
 from deitlt.errors import UsageError
+
+# Longest wait for a collector when the service ends, seconds.
+CLOSE_S = 3.0
 
 
 class Tracing:
@@ -40,7 +44,8 @@ class Tracing:
         # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say wins over our own.
         resource = own.merge(resources.OTELResourceDetector().detect())
         self._provider: Any = sdk.TracerProvider(resource=resource)
-        self._provider.add_span_processor(sending.BatchSpanProcessor(exporter.OTLPSpanExporter()))
+        self._exporter: Any = exporter.OTLPSpanExporter()
+        self._provider.add_span_processor(sending.BatchSpanProcessor(self._exporter))
         self._tracer: Any = self._provider.get_tracer("deitlt.serving", __version__)
         self._propagator: Any = context.TraceContextTextMapPropagator()
 
@@ -65,5 +70,9 @@ class Tracing:
         span.end(end_ns)
 
     def close(self) -> None:
-        """Send what has not been sent."""
+        """Send what has not been sent, unless that takes longer than `CLOSE_S`."""
+        # Left alone it would try again and again for as long as a collector does not answer.
+        giving_up = threading.Timer(CLOSE_S, self._exporter.shutdown)
+        giving_up.start()
         self._provider.shutdown()
+        giving_up.cancel()

@@ -1,5 +1,6 @@
 """Spans of requests, as a collector on this machine receives them; none and no import when off."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -110,6 +111,22 @@ def test_a_failure_of_ours_is_an_error(collector: Collector) -> None:
     (span,) = collector.spans()
     assert span.status.code == Status.STATUS_CODE_ERROR
     assert span.end_time_unix_nano - span.start_time_unix_nano == 250_000_000
+
+
+def test_closing_does_not_wait_for_a_collector_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        gone = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", gone)
+    monkeypatch.setattr(tracing, "CLOSE_S", 0.2)
+    sender = tracing.Tracing()
+    known = {"http.request.method": "GET", "http.route": "/", "http.response.status_code": 200}
+    sender.record(httpx.Headers(), 0.25, known)
+    closing = threading.Thread(target=sender.close, daemon=True)
+    closing.start()
+    closing.join(5)  # its own patience is ten seconds
+    assert not closing.is_alive()
 
 
 def test_off_is_no_span(collector: Collector) -> None:
