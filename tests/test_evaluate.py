@@ -101,6 +101,10 @@ def test_figures_are_scikit_learns(evaluation: Path, truth: Any) -> None:
         gaps = softmax(logits[head]).max(axis=1) - (said == labels)
         ece = sum(abs(gaps[bins == b].sum()) for b in range(15)) / 97
         assert figures["ece"] == pytest.approx(ece, abs=1e-6)
+        signed = softmax(logits[head]) - np.eye(10)[labels]
+        cells = np.minimum((softmax(logits[head]) * 15).astype(int), 14)
+        sums = [abs(signed[:, c][cells[:, c] == b].sum()) for c in range(10) for b in range(15)]
+        assert figures["classwise_ece"] == pytest.approx(sum(sums) / 97 / 10, abs=1e-6)
     cls, dist = (logits[head].argmax(axis=1) for head in ("cls", "dist"))
     assert metrics["agreement"]["all"]["share"]["value"] == pytest.approx((cls == dist).mean())
     assert set(metrics["heads"]) == set(HEADS)

@@ -190,6 +190,7 @@ def test_agreement_by_hand() -> None:
         "dist": (1, 2),
     }
     assert (tail.share.value, tail.share.num_images) == (1 / 3, 3)
+    assert (tail.if_agree["cls"].value, tail.if_agree["cls"].num_images) == (1, 1)
     assert mid.share.value is None
 
 
