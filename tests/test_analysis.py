@@ -20,7 +20,7 @@ from training.analysis.attention_distance import (
     patch_distances,
     uniform_distance,
 )
-from training.analysis.confusion import ConfusedPair, most_confused
+from training.analysis.confusion import ConfusedPair, merged, most_confused
 from training.analysis.curves import cosine_distance_curve, read_curves, validation_curve
 from training.analysis.divergence import cosine_distance
 from training.analysis.feature_rank import feature_rank
@@ -178,6 +178,14 @@ def test_the_worst_mistakes_come_first() -> None:
         ConfusedPair(2, 0, 2, 1.0),
     ]
     assert most_confused(np.diag([1, 2]), 5) == []
+
+
+def test_neighbouring_classes_are_taken_together() -> None:
+    confusion = np.arange(25).reshape(5, 5)
+    by_hand = [[confusion[:2, :2].sum(), confusion[:2, 2:].sum()],
+               [confusion[2:, :2].sum(), confusion[2:, 2:].sum()]]  # fmt: skip
+    assert merged(confusion, 2).tolist() == by_hand
+    assert merged(confusion, 5).tolist() == confusion.tolist()
 
 
 def test_curves_are_read_where_they_have_points(tmp_path: Path) -> None:

@@ -33,13 +33,29 @@ def most_confused(confusion: NDArray[np.int64], limit: int) -> list[ConfusedPair
         confusion: image counts `(C, C)`, rows the true class.
         limit: pairs at most.
     """
-    wrong = confusion.copy()
-    np.fill_diagonal(wrong, 0)
     totals = confusion.sum(axis=1)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
-    pairs = [divmod(int(cell), len(confusion)) for cell in order]
+    labels, answers = np.nonzero(confusion)
+    wrong = labels != answers
+    labels, answers = labels[wrong], answers[wrong]
+    counts = confusion[labels, answers]
     return [
-        ConfusedPair(i, j, int(wrong[i, j]), float(wrong[i, j] / totals[i]))
-        for i, j in pairs
-        if wrong[i, j] > 0
+        ConfusedPair(int(i), int(j), int(n), float(n / totals[i]))
+        for i, j, n in (
+            (labels[k], answers[k], counts[k]) for k in np.argsort(-counts, kind="stable")[:limit]
+        )
     ]
+
+
+def merged(confusion: NDArray[np.int64], num_bins: int) -> NDArray[np.int64]:
+    """Image counts with neighbouring classes taken together, `(num_bins, num_bins)`.
+
+    Bins have equally many classes but for one.
+
+    Args:
+        confusion: image counts `(C, C)`, in the order in which classes are to be neighbours.
+        num_bins: at most `C`.
+    """
+    starts = np.arange(num_bins) * len(confusion) // num_bins
+    rows = np.add.reduceat(confusion, starts, axis=0)
+    columns: NDArray[np.int64] = np.add.reduceat(rows, starts, axis=1)
+    return columns

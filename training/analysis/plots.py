@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.analysis.confusion import merged
 from training.analysis.curves import Curve, validation_curve
 from training.analysis.pictures import Plot, Theme
 from training.analysis.study import Study
@@ -17,6 +18,8 @@ from training.analysis.teacher_entropy import Sureness
 
 # Up to so many classes are written out; of more, numbers alone say which is which.
 MAX_NAMED = 20
+# Rows and columns of a confusion matrix that a screen can show.
+MAX_CELLS = 200
 # Longer names are cut off, so that they do not run into each other.
 MAX_LETTERS = 20
 
@@ -206,14 +209,13 @@ def counts_accuracy(study: Study) -> Plot:
         counts = np.array(study.card.train_counts)
         for axis, (head, figures) in zip(axes, study.reports.items(), strict=True):
             colour = theme.heads[head]
-            for count, share in zip(counts, figures.per_class, strict=True):
-                if share.value is None or share.interval is None:
-                    continue
-                low, high = share.interval
-                if len(counts) <= MAX_NAMED:
+            few = len(counts) <= MAX_NAMED
+            shares = [np.nan if c.value is None else 100 * c.value for c in figures.per_class]
+            axis.plot(counts, shares, "o", color=colour, markersize=5 if few else 3)
+            for count, share in zip(counts, figures.per_class if few else (), strict=False):
+                if share.interval is not None:
+                    low, high = share.interval
                     axis.plot([count, count], [100 * low, 100 * high], color=colour, alpha=0.5)
-                size = 5 if len(counts) <= MAX_NAMED else 3
-                axis.plot(count, 100 * share.value, "o", color=colour, markersize=size)
             axis.set(ylim=(-4, 104), ylabel=f"{head if head == 'average' else head.upper()}, %")
             axis.grid(True, axis="y")
         axes[-1].set(xscale="log", xlabel="training images of the class (logarithmic)")
@@ -222,15 +224,22 @@ def counts_accuracy(study: Study) -> Plot:
 
 
 def confusion(study: Study) -> Plot:
-    """Shares of each class's images by answer; rows are the true class, most images first."""
+    """Shares of each class's images by answer; rows are the true class, most images first.
+
+    Of more classes than `MAX_CELLS` neighbours are taken together.
+    """
 
     def plot(figure: Any, theme: Theme) -> None:
         axis = figure.subplots()
         order = np.argsort(-np.array(study.card.train_counts), kind="stable")
         counts = study.confusion[np.ix_(order, order)]
+        each = "true class, most training images first"
+        if len(order) > MAX_CELLS:
+            counts = merged(counts, MAX_CELLS)
+            each = f"true class, {MAX_CELLS} bins of classes, most training images first"
         shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         drawn = axis.imshow(shares, cmap=theme.scale, vmin=0, vmax=100, interpolation="nearest")
-        axis.set(xlabel="answered", ylabel="true class, most training images first")
+        axis.set(xlabel="answered", ylabel=each)
         if len(order) <= MAX_NAMED:
             names = [_short(study.card.classes[i]) for i in order]
             turned = 0 if max(map(len, names)) <= 2 else 60

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deitlt.metrics import Accuracy, mean_of_groups
 from deitlt.student import SIZES
 from training.analysis.confusion import ConfusedPair
@@ -108,8 +110,8 @@ def confusion_rows(study: Study) -> Rows:
     """Non-zero cells of the confusion matrix."""
     classes = study.card.classes
     rows: Rows = [["label", "predicted", "images"]]
-    for i, line in enumerate(study.confusion):
-        rows += [[classes[i], classes[j], int(n)] for j, n in enumerate(line) if n]
+    for i, j in zip(*np.nonzero(study.confusion), strict=True):
+        rows.append([classes[i], classes[j], int(study.confusion[i, j])])
     return rows
 
 
