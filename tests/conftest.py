@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         InferenceServerClient as TritonClient,
     )
 
+    from tests.browser_support import Tab
     from tests.kserve_support import Server
     from tests.triton_support import Environment
 
@@ -188,3 +190,21 @@ def http(kserve: "Server") -> Iterator["httpx.Client"]:
 
     with httpx.Client(base_url=f"http://{kserve.address}", timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def browser_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a virtual environment with Chromium in it."""
+    from tests.browser_support import install_browser  # needs httpx-ws
+
+    ready = os.environ.get("TEST_BROWSER_PYTHON")  # saves whoever works on a page the installation
+    return Path(ready) if ready else install_browser(tmp_path_factory.mktemp("browser") / "venv")
+
+
+@pytest.fixture(scope="module")
+def opened(browser_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Tab"]:
+    """A page of a running Chromium."""
+    from tests.browser_support import browse
+
+    with browse(browser_python, tmp_path_factory.mktemp("browsing")) as tab:
+        yield tab

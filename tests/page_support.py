@@ -18,8 +18,8 @@ class World:
         instead: answers to the next of them, for what the service says only under load.
     """
 
-    def __init__(self) -> None:
-        self.backend = Backend.start(Settings.from_environ(LIMITS))
+    def __init__(self, **settings: str) -> None:
+        self.backend = Backend.start(Settings.from_environ({**LIMITS, **settings}))
         self.bundle = self.backend.models.default.classifier.bundle
         self.queries: list[dict[str, str]] = []
         self.instead: list[Response] = []

@@ -1,6 +1,5 @@
 """The pages, driven in a real Chromium against the real routes; and their HTTP headers."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +15,7 @@ from deitlt import __version__
 from deitlt.bundle import default_bundle
 from serving import pages
 from serving.openapi import PATHS
-from tests.browser_support import Tab, browse, install_browser, serve_app
+from tests.browser_support import Tab, serve_app
 from tests.page_support import World, busy
 from tests.service_support import CLASSIFY, MAX_BYTES, PATIENCE_S, wide_picture
 
@@ -39,18 +38,6 @@ def world(served_world: World) -> World:
     served_world.queries.clear()
     served_world.instead.clear()
     return served_world
-
-
-@pytest.fixture(scope="session")
-def browser_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    ready = os.environ.get("TEST_BROWSER_PYTHON")  # saves whoever works on a page the installation
-    return Path(ready) if ready else install_browser(tmp_path_factory.mktemp("browser") / "venv")
-
-
-@pytest.fixture(scope="module")
-def opened(browser_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    with browse(browser_python, tmp_path_factory.mktemp("browsing")) as tab:
-        yield tab
 
 
 @pytest.fixture

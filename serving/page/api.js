@@ -3,6 +3,7 @@
 const TOP_K = 5;
 const MAX_TRIES = 4;
 const TITLES = {
+  401: "The service asks for a key",
   400: "The service did not understand the request",
   404: "This service does not do that",
   413: "This picture is too large",
@@ -15,6 +16,13 @@ const TITLES = {
   504: "This took too long",
 };
 const WORTH_ANOTHER_TRY = new Set([429, 500, 502, 503, 504]);
+
+let key = ""; // in memory only: gone when the page is left
+
+/** Send this API key from now on. */
+export function useKey(text) {
+  key = text;
+}
 
 /** Why there is no answer, for people. */
 export class Failure extends Error {
@@ -31,13 +39,14 @@ export class Failure extends Error {
  * A busy service says when to come back; that is done here, a few times, with `onWait(seconds)`
  * called before each pause.
  */
-export async function classify(file, { blend, signal, onWait }) {
+export async function classify(file, { blend, model, signal, onWait }) {
   try {
     await file.slice(0, 1).arrayBuffer();
   } catch {
     throw new Failure("This file cannot be read", "It may have moved, or it is a folder.");
   }
-  const query = new URLSearchParams({ experts: "true", top_k: TOP_K, blend });
+  const chosen = model && { model: model.name, version: model.version };
+  const query = new URLSearchParams({ experts: "true", top_k: TOP_K, blend, ...chosen });
   for (let attempt = 1; ; attempt++) {
     try {
       return await ask(`/v1/classify?${query}`, {
@@ -62,9 +71,10 @@ export async function fetchModels() {
 }
 
 async function ask(path, options) {
+  const headers = key ? { ...options.headers, "X-API-Key": key } : options.headers;
   let response;
   try {
-    response = await fetch(path, { credentials: "same-origin", ...options });
+    response = await fetch(path, { credentials: "same-origin", ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Failure("No connection to the service", "Check the network, then try again.");
@@ -85,7 +95,8 @@ function failureOf(response, body) {
   const title = TITLES[status] ?? `The service answered with status ${status}`;
   const seconds = Number(response.headers.get("Retry-After"));
   const retryAfterS = seconds > 0 && seconds <= 30 ? seconds : 1;
-  return new Failure(title, sentence(message), { status, code, requestId, retryAfterS });
+  const detail = status === 401 ? "Enter it above." : sentence(message);
+  return new Failure(title, detail, { status, code, requestId, retryAfterS });
 }
 
 function sentence(text) {

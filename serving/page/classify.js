@@ -1,7 +1,7 @@
 // The page that classifies: files come in, each becomes a card that asks for its own answer.
 
 import { count, opinions, verdict, weights } from "./answer.js";
-import { classify, Failure, fetchModels } from "./api.js";
+import { classify, Failure, fetchModels, useKey } from "./api.js";
 import { byId, make } from "./dom.js";
 
 const MAX_CARDS = 100;
@@ -14,6 +14,8 @@ const cards = [];
 const waiting = [];
 let inFlight = 0;
 let models = [];
+let keyTried = false;
+let chosen; // one of several models, else the service's default
 let sliderTimer;
 
 class Card {
@@ -64,7 +66,7 @@ class Card {
     const onWait = (seconds) => this.say(`The service is busy; asking again in ${seconds} s …`);
     let show;
     try {
-      const result = await classify(this.file, { blend, signal, onWait });
+      const result = await classify(this.file, { blend, model: chosen, signal, onWait });
       const model = await modelOf(result.model);
       show = () => this.showResult(result, model, blend);
     } catch (error) {
@@ -84,7 +86,7 @@ class Card {
   }
 
   clear() {
-    this.answered = false;
+    this.answered = this.locked = false;
     this.element.classList.remove("failed");
     this.element.querySelector(".opinions")?.remove();
   }
@@ -100,6 +102,8 @@ class Card {
   showFailure(failure) {
     this.clear();
     this.state = "failed";
+    this.locked = failure.status === 401;
+    if (this.locked) askForKey();
     this.element.classList.add("failed");
     const trace = [failure.code, failure.requestId && `request ${failure.requestId}`];
     const onclick = () => {
@@ -203,9 +207,12 @@ async function showModel() {
   } catch (error) {
     const words = error instanceof Failure ? error.title : "The model is not known";
     facts.replaceChildren(make("div", { class: "trouble" }, words));
+    if (error.status === 401) askForKey();
     return;
   }
-  const model = models.find((each) => each.default) ?? models[0];
+  byId("access").hidden = true;
+  showChoice();
+  const model = chosen ?? models.find((each) => each.default) ?? models[0];
   const provider = (model.provider ?? "").replace(/ExecutionProvider$/, "");
   const rows = {
     Model: `${model.name} ${model.version}`,
@@ -217,6 +224,34 @@ async function showModel() {
       .filter(([, value]) => value)
       .map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))),
   );
+}
+
+/** Offer the served models, if there are several. */
+function showChoice() {
+  const same = (each) => each.name === chosen?.name && each.version === chosen?.version;
+  chosen = models.find(same); // it may be gone
+  const nameOf = (model) => `${model.name} ${model.version}`;
+  byId("choice").replaceChildren(
+    ...models.map((model, index) => make("option", { value: index }, nameOf(model))),
+  );
+  const shown = chosen ?? models.find((each) => each.default);
+  byId("choice").value = String(Math.max(0, models.indexOf(shown)));
+  byId("which").hidden = models.length < 2;
+}
+
+function askForKey() {
+  byId("access").hidden = false;
+  byId("access-words").textContent = keyTried ? "The service does not take this key." : "";
+}
+
+async function takeKey(event) {
+  event.preventDefault();
+  useKey(byId("key").value);
+  keyTried = true;
+  byId("key").value = "";
+  await showModel();
+  if (!byId("access").hidden) return;
+  for (const card of cards) if (card.locked) card.ask();
 }
 
 function takeDrops() {
@@ -248,6 +283,13 @@ byId("blend-reset").addEventListener("click", () => {
   onBlend();
   byId("blend").focus();
 });
+byId("choice").addEventListener("change", async (event) => {
+  chosen = models[Number(event.target.value)];
+  for (const card of cards) card.ask();
+  showStatus();
+  await showModel();
+});
+byId("access").addEventListener("submit", takeKey);
 byId("clear").addEventListener("click", () => {
   for (const card of [...cards]) card.remove();
 });
