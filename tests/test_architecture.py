@@ -14,15 +14,15 @@ ROOMS = ("deitlt", *PROGRAMS)
 # A serving machine has none of these, or should not have to load them to classify an image.
 HEAVY = (
     *("torch", "torchvision", "timm", "onnxruntime", "bentoml", "tritonclient"),
-    *("fsspec", "matplotlib", "pandas", "pyarrow"),
+    *("fsspec", "matplotlib", "pandas", "pyarrow", "ray"),
 )
 TORCH_MODULES = {"deitlt.student", "deitlt.torch_runtime", "deitlt.weights"}
 MAX_LINES = 350
 TAKEN_NAMES = {
     *("fsspec", "pyarrow"),
     *("bentoml", "httptools", "httpx", "mypy", "numpy", "onnx", "onnxruntime", "onnxscript", "pil"),
-    *("pillow", "pytest", "ruff", "safetensors", "scipy", "sklearn", "starlette", "timm", "torch"),
-    *("torchvision", "tqdm", "triton", "tritonclient", "tyro", "uvicorn", "uvloop"),
+    *("pillow", "pytest", "ray", "ruff", "safetensors", "scipy", "sklearn", "starlette", "timm"),
+    *("torch", "torchvision", "tqdm", "triton", "tritonclient", "tyro", "uvicorn", "uvloop"),
 }
 EMPTY_NAMES = {"common", "helper", "helpers", "misc", "util", "utils"}
 
