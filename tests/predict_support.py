@@ -38,7 +38,9 @@ class HashRuntime:
             np.stack([np.random.default_rng([seed, head]).normal(size=10) for seed in seeds])
             for head in (0, 1)
         )
-        return Outputs(*((a).astype(np.float32) for a in ((cls + dist) / 2, cls, dist)))
+        features = (cls[:, :4], dist[:, :4])  # stand for what the heads read
+        heads = ((cls + dist) / 2, cls, dist, *features)
+        return Outputs(*(scores.astype(np.float32) for scores in heads))
 
 
 def hash_classifier() -> Classifier:

@@ -182,6 +182,12 @@ def test_a_corrupt_image_keeps_its_row(
         (["photos", "--output", "new.csv", "--log", "log.txt"], "must be a .json file"),
         (["photos", "--output", "new.csv", "--log", "missing/log.json"], "no such folder"),
         (["photos", "--output", "new.csv", "--output-type", "odds"], "--output-type"),
+        (["photos", "--output", "new.csv", "--embeddings"], "--embeddings needs a .parquet"),
+        (["photos", "--output", "new.csv", "-b", "0"], "batch size 0"),
+        (
+            ["photos", "--output", "new.csv", "--engine", "ray", "--triton", "grpc://a:1"],
+            "--triton and --engine ray",
+        ),
         (["--filepaths", "gone.txt", "--output", "new.csv"], "gone.txt: there is no such list"),
         (["--filepaths", "photos", "--output", "new.csv"], "photos: is a folder"),
         (["old.csv", "--output", "new.csv"], "old.csv: no column of paths"),

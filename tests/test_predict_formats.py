@@ -12,8 +12,9 @@ import pytest
 
 from deitlt.batch.formats import ParquetRows, row_writer
 from deitlt.batch.rows import Kind, Layout
+from deitlt.bundle import FEATURES
 from deitlt.classifier import Classifier, Options, Prediction
-from tests.predict_support import predict, read_rows
+from tests.predict_support import hash_classifier, predict, read_rows
 
 Png = Callable[[int], bytes]
 FORMATS = ["csv", "jsonl", "parquet"]
@@ -123,6 +124,33 @@ def test_names_of_columns_are_the_published_ones() -> None:
     assert list(Layout(3, logits=True).columns) == [*first, "logit", *last]
     wide = ["index_1", "label_1", "prob_1", "index_2", "label_2", "prob_2"]
     assert list(Layout(2, wide=True).columns) == ["filename", *wide, *last]
+
+
+@pytest.mark.parametrize("flags", [["--topk", "2"], ["--wide"]])
+def test_embeddings_stand_in_the_first_row_of_an_image(
+    flags: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = hash_classifier()
+    monkeypatch.setattr("deitlt.commands.predict._open", lambda arguments: classifier)
+    output = tmp_path / "rows.parquet"
+    assert predict(photos, "--output", output, "--embeddings", *flags) == 3
+    columns = ("cls_embedding", "distillation_embedding")
+    assert {str(pq.read_schema(output).field(name).type) for name in columns} == {
+        "list<element: float>"
+    }
+    files = sorted(photos.iterdir())
+    answers = classifier.predict_each(files, Options(embeddings=True))
+    expected: dict[str, Any] = {
+        file.name: [answer.embeddings[name] for name in FEATURES]
+        if isinstance(answer, Prediction) and answer.embeddings
+        else [None, None]
+        for file, answer in zip(files, answers, strict=True)
+    }
+    rows = read_rows(output)
+    for row in rows:
+        vectors = [row[name] for name in columns]
+        assert vectors == (expected[row["filename"]] if row.get("rank") != 2 else [None, None])
+    assert len(rows) == (4 if "--wide" in flags else 7)
 
 
 def test_types_of_parquet(photos: Path, tmp_path: Path) -> None:
