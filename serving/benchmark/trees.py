@@ -19,6 +19,8 @@ from deitlt.errors import RuntimeUnavailable
 MARK = "DEITLT_BENCHMARK_TREE"
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 POLL_S = 0.02
+# Where /proc/<pid>/stat has ticks, counted from behind the name: user, system, those of children.
+OWN, WITH_CHILDREN = slice(11, 13), slice(11, 15)
 PATIENCE_S = 90.0
 # For children that end by themselves after the first process.
 GRACE_S = 2.0
@@ -119,11 +121,11 @@ class Tree:
 
 def busy_processes(seconds: float, share: float) -> list[str]:
     """Names of other processes that take more than a share of a core, with their share."""
-    before = {pid: _cpu_s(pid) for pid in _processes()}
+    before = {pid: _cpu_s(pid, OWN) for pid in _processes()}
     time.sleep(seconds)
     found = []
     for pid, cpu_s in before.items():
-        taken = (_cpu_s(pid) - cpu_s) / seconds
+        taken = (_cpu_s(pid, OWN) - cpu_s) / seconds
         if taken > share and pid != os.getpid():
             with suppress(OSError):
                 name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
@@ -142,14 +144,14 @@ def _environ(pid: int) -> list[bytes]:
         return []
 
 
-def _cpu_s(pid: int) -> float:
-    """Own and of ended children; 0 of a process that is gone."""
+def _cpu_s(pid: int, which: slice = WITH_CHILDREN) -> float:
+    """Processor time, also of children that have ended; 0 of a process that is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return 0.0
     fields = text.rpartition(")")[2].split()  # the name before may hold anything
-    return sum(map(int, fields[11:15])) * TICK_S
+    return sum(map(int, fields[which])) * TICK_S
 
 
 def _memory_mib(pid: int, kind: str) -> float:
