@@ -43,6 +43,9 @@ OVERLOAD = 4.0
 MAX_IMAGES = 32
 # Of a core, before anything is started.
 BUSY_SHARE = 0.02
+CROWDED = """\
+WARNING: other programs were at work before the start. A server of several processes or threads then
+gets another share of the cores than bare calls: wall ratios say nothing, run again when it is quiet."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,6 +94,8 @@ def benchmark(arguments: argparse.Namespace, command_line: str) -> dict[str, Any
     stolen = steal.share()
     print(_text(found, arguments.goal, plan.max_steal))
     print(f"\n{format_steal(stolen)}")
+    if about["busy_before"]:
+        print(CROWDED)
     report = about | {"plan": vars(plan), "steal": stolen, **_fields(found)}
     if arguments.json is not None:
         write_json(arguments.json, report)
