@@ -87,6 +87,7 @@ def check_conduct(row: dict[str, Any]) -> None:
     (["--quick", "--data", "no-such-data"], "no-such-data: no image file in it"),
     (["--quick", "--variant", "int9"], "int9"),
     (["--model", "no-such-bundle"], "no-such-bundle"),
+    (["--quick", "--triton", "no-such-env"], "no-such-env: no virtual environment that runs"),
     (["--quick", "--servers", "ray"], "invalid choice: 'ray'"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(flags: list[str], complaint: str, capfd: Any) -> None:

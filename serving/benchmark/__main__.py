@@ -19,6 +19,7 @@ from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.files import write_json
 from deitlt.measuring import MAX_STEAL, Steal, describe, format_steal, hardware, versions
 from deitlt.program import OneLineParser, run_program
+from serving.benchmark.peers.triton_server import look_into
 from serving.benchmark.photos import made_up_photos, read_photos
 from serving.benchmark.report import (
     LEGEND,
@@ -44,8 +45,8 @@ MAX_IMAGES = 32
 # Of a core, before anything is started.
 BUSY_SHARE = 0.02
 CROWDED = """\
-WARNING: other programs were at work before the start. A server of several processes or threads then
-gets another share of the cores than bare calls: wall ratios say nothing, run again when it is quiet."""
+WARNING: other programs were at work before the start. A server of several processes or threads
+then gets another share of the cores than bare calls: wall ratios say nothing, run again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +85,7 @@ def benchmark(arguments: argparse.Namespace, command_line: str) -> dict[str, Any
             "img_size": bundle.preprocess.img_size,
         },
         "images": {"number": len(images), "bytes": [len(image) for image in images]},
+        "triton_versions": look_into(arguments.triton)["versions"] if arguments.triton else {},
         "busy_before": busy_processes(1.0, BUSY_SHARE),
     }
     print(describe(about, *_circumstances(about, plan)), flush=True)
@@ -104,6 +106,7 @@ def benchmark(arguments: argparse.Namespace, command_line: str) -> dict[str, Any
 
 def _circumstances(about: dict[str, Any], plan: Plan) -> list[str]:
     bundle, images = about["bundle"], about["images"]
+    triton = [f"{name} {number}" for name, number in about["triton_versions"].items()]
     busy = ", ".join(about["busy_before"]) or "nothing"
     return [
         f"{bundle['name']} {bundle['version']}, {bundle['variant']}, {bundle['img_size']} px, "
@@ -112,6 +115,7 @@ def _circumstances(about: dict[str, Any], plan: Plan) -> list[str]:
         f"{usable_cores()} threads of the runtime in every server; {plan.rounds} rounds of "
         f"{plan.seconds:g} s; rounds over {plan.max_steal:.0%} steal are dropped; "
         f"busy before the start: {busy}",
+        *([f"Triton's environment: {', '.join(triton)}"] if triton else []),
     ]
 
 

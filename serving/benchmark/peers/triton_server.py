@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from deitlt.errors import RuntimeUnavailable
 
@@ -31,7 +32,7 @@ print(json.dumps({
 """
 
 
-def look_into(environment: Path) -> dict[str, object]:
+def look_into(environment: Path) -> dict[str, Any]:
     """Where a virtual environment keeps what the server needs, and versions.
 
     Raises:
@@ -44,11 +45,9 @@ def look_into(environment: Path) -> dict[str, object]:
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         raise RuntimeUnavailable(f"{environment}: no virtual environment that runs") from error
-    facts: dict[str, object] = json.loads(result.stdout)
-    versions = facts["versions"]
-    assert isinstance(versions, dict)
+    facts: dict[str, Any] = json.loads(result.stdout)
     for name in ("nvidia-pytriton", "deitlt"):
-        if name not in versions:
+        if name not in facts["versions"]:
             raise RuntimeUnavailable(f"{environment}: {name} is not installed in it")
     return facts
 
@@ -69,7 +68,7 @@ def write_repository(bundle: Path, variant: str, instances: int, folder: Path) -
         raise RuntimeUnavailable(lines[-1])
 
 
-def server_command(facts: dict[str, object], models: Path, folder: Path, port: int) -> list[str]:
+def server_command(facts: dict[str, Any], models: Path, folder: Path, port: int) -> list[str]:
     """The command line of a server on a port of this machine.
 
     Args:
@@ -92,7 +91,7 @@ def server_command(facts: dict[str, object], models: Path, folder: Path, port: i
     return command
 
 
-def server_environ(environment: Path, facts: dict[str, object]) -> dict[str, str]:
+def server_environ(environment: Path, facts: dict[str, Any]) -> dict[str, str]:
     """This process's environment with the server's Python and libraries in front."""
     kept = _without_python()
     return {
