@@ -133,7 +133,7 @@ def test_a_run_killed_anywhere_ends_in_the_same_file(
 ) -> None:
     whole = tmp_path / "whole" / name
     whole.parent.mkdir()
-    status, num_lines = run(photos, "--output", whole, "-j", "2", *flags)
+    status, num_lines = run(photos, "--output", whole, *flags)
     assert status == 3
     assert num_lines > 300
     expected = read_rows(whole)
@@ -143,7 +143,7 @@ def test_a_run_killed_anywhere_ends_in_the_same_file(
     for attempt in range(NUM_KILLS):
         output = tmp_path / str(attempt) / name
         output.parent.mkdir()
-        command = [photos, "--output", output, "-j", "2", *flags]
+        command = [photos, "--output", output, *flags]
         kill_at = moments.randrange(1, num_lines + 1)
         status, _ = run(*command, kill_at=kill_at)
         while status == -9:

@@ -23,20 +23,19 @@ TIMEOUT_S = 60  # only ever waited for where a test fails
 FORMATS = ["csv", "jsonl", "parquet"]
 NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
 
-# `deitlt` with a classifier that says when it begins its third image, and waits there.
+# `deitlt` with a runtime that says when it begins its third image, and waits there.
 HELD = """
-import signal, sys, time
-from deitlt.classifier import Classifier
+import signal, sys
+from itertools import count
 from deitlt.cli import main
-count = 0
-def predict_one(*arguments):
-    global count
-    count += 1
-    if count == 3:
+from deitlt.runtimes import OnnxRuntime
+numbers = count(1)
+def run(*arguments):
+    if next(numbers) == 3:
         print("begun", flush=True)
         sys.stdin.read()
-    return real_predict_one(*arguments)
-real_predict_one, Classifier.predict_one = Classifier.predict_one, predict_one
+    return real_run(*arguments)
+real_run, OnnxRuntime.run = OnnxRuntime.run, run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
 sys.exit(main())
 """

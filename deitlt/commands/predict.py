@@ -5,8 +5,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
@@ -16,16 +16,20 @@ from tqdm import tqdm
 
 from deitlt.batch.output import Output, check_output
 from deitlt.batch.pipeline import predict_iter
+from deitlt.batch.ray_engine import predict_with_ray
 from deitlt.batch.remote_files import is_url
 from deitlt.batch.rows import Layout
 from deitlt.batch.run_log import run_record
 from deitlt.batch.sources import Source, count_sources, find_sources
-from deitlt.bundle import FLOAT32, default_bundle, open_bundle
-from deitlt.classifier import Classifier, Options, load
+from deitlt.bundle import FLOAT32, Bundle, default_bundle, open_bundle
+from deitlt.classifier import Classifier, Options, Prediction, load
 from deitlt.errors import ImageError, UsageError
 from deitlt.files import write_json
 from deitlt.program import OK, SOME_FAILED, Terminated, sigterm_raises
 from deitlt.triton_runtime import TritonRuntime
+
+Results = Generator[tuple[Source, Prediction | ImageError], None, None]
+Predict = Callable[[Iterator[Source], int], Results]
 
 
 def add_to(commands: Any) -> None:
@@ -79,6 +83,11 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
         default="prob",
         help="probabilities, or the scores before softmax in columns called logit",
     )
+    parser.add_argument(
+        "--embeddings",
+        action="store_true",
+        help="add the features that CLS and DIST read, a list of numbers each; needs .parquet",
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +105,22 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="grpc://host:port or http://host:port of a Triton server that runs the model",
     )
     parser.add_argument(
-        "-j", "--workers", type=int, default=None, help="images in work at once; default: cores"
+        "-j",
+        "--workers",
+        type=int,
+        default=None,
+        help="processes that decode, and calls of the model at once on a CPU; 0 decodes in "
+        "threads; default: cores (on Ray: actors)",
+    )
+    parser.add_argument(
+        "-b",
+        "--batch-size",
+        type=int,
+        default=None,
+        help="images a call of the model; default: 1 on a CPU, found by trying on a GPU",
+    )
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster"
     )
 
 
@@ -104,26 +128,32 @@ def run(arguments: argparse.Namespace) -> int:
     """Classify; returns 0, or 3 if some images could not be classified."""
     # What Pillow warns of is decoded all the same or gets an error in its row; it names no file.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    logits = arguments.output_type == "logit"
-    options = Options(arguments.topk, arguments.experts, arguments.blend, logits=logits)
+    options = Options(
+        arguments.topk,
+        arguments.experts,
+        arguments.blend,
+        logits=arguments.output_type == "logit",
+        embeddings=arguments.embeddings,
+    )
     _check(arguments)
     sources = find_sources(arguments.inputs, arguments.filepaths)
-    classifier = _open(arguments)
+    bundle, provider, predict = _model(arguments, options)
     layout = Layout(
-        top_k=min(options.top_k, len(classifier.bundle.classes)),
+        top_k=min(options.top_k, len(bundle.classes)),
         wide=arguments.wide,
         experts=options.experts,
-        logits=logits,
+        logits=options.logits,
+        embeddings=options.embeddings,
     )
     output = Output(
         arguments.output,
         layout,
-        model_version=classifier.bundle.version,
-        fingerprint=_fingerprint(arguments, classifier, layout),
+        model_version=bundle.version,
+        fingerprint=_fingerprint(arguments, bundle, provider, layout),
         overwrite=arguments.overwrite,
     )
     with sigterm_raises():
-        return _Run(arguments, classifier, options, output).run(sources)
+        return _Run(arguments, bundle, provider, predict, output).run(sources)
 
 
 class _Run:
@@ -132,13 +162,15 @@ class _Run:
     def __init__(
         self,
         arguments: argparse.Namespace,
-        classifier: Classifier,
-        options: Options,
+        bundle: Bundle,
+        provider: str,
+        predict: Predict,
         output: Output,
     ) -> None:
         self._arguments = arguments
-        self._classifier = classifier
-        self._options = options
+        self._bundle = bundle
+        self._provider = provider
+        self._predict = predict
         self._output = output
         self._num_before = 0
         self._started = datetime.now(UTC)
@@ -164,17 +196,9 @@ class _Run:
         return SOME_FAILED if self._output.summary.num_failed else OK
 
     def _classify(self, sources: Iterator[Source]) -> None:
-        results = predict_iter(
-            self._classifier,
-            sources,
-            self._options,
-            num_workers=self._arguments.workers,
-            first=self._num_before,
-        )
         num_failed = self._output.summary.num_failed
-        with self._progress() as progress, ExitStack() as stack:
-            if isinstance(results, Generator):
-                stack.callback(results.close)  # ends its workers where this is left early
+        results = self._predict(sources, self._num_before)
+        with closing(results), self._progress() as progress:  # closing ends the workers
             for source, result in results:
                 self._output.add(source, result)
                 if isinstance(result, ImageError):
@@ -202,7 +226,7 @@ class _Run:
         failed = ", ".join(f"{code} {count}" for code, count in sorted(summary.errors.items()))
         return (
             f"{summary.num_images} images{earlier} in {seconds:.1f} s "
-            f"({num_done / seconds:.0f} images/s, {self._classifier.runtime.provider}), "
+            f"({num_done / seconds:.0f} images/s, {self._provider}), "
             f"{summary.num_failed} failed{f' ({failed})' if failed else ''}; "
             f"rows in {self._arguments.output}"
         )
@@ -210,7 +234,7 @@ class _Run:
     def _write_log(self, status: str) -> None:
         record = run_record(
             command=self._arguments.command,
-            bundle=self._classifier.bundle,
+            bundle=self._bundle,
             run=self._output.fingerprint,
             status=status,
             summary=self._output.summary,
@@ -226,6 +250,10 @@ def _check(arguments: argparse.Namespace) -> None:
     check_output(arguments.output, overwrite=arguments.overwrite)
     if not arguments.inputs and not arguments.filepaths:
         raise UsageError("nothing to classify; name an INPUT, or a list with --filepaths")
+    if arguments.embeddings and arguments.output.suffix.lower() != ".parquet":
+        raise UsageError(f"{arguments.output}: --embeddings needs a .parquet output")
+    if arguments.engine == "ray" and arguments.triton is not None:
+        raise UsageError("--triton and --engine ray exclude each other; leave one out")
     if (log := arguments.log) is not None:
         if log.suffix.lower() != ".json":
             raise UsageError(f"{log}: the log must be a .json file")
@@ -234,25 +262,48 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _fingerprint(
-    arguments: argparse.Namespace, classifier: Classifier, layout: Layout
+    arguments: argparse.Namespace, bundle: Bundle, provider: str, layout: Layout
 ) -> dict[str, Any]:
     """What must be the same for two runs to have the same rows; the names are those of flags."""
     items = [*arguments.inputs, *arguments.filepaths]
     is_relative = not all(is_url(item) or os.path.isabs(item) for item in items)
     return {
-        "bundle": classifier.bundle.manifest["sha256"],
+        "bundle": bundle.manifest["sha256"],
         "variant": arguments.variant,
-        "device": classifier.runtime.provider,
+        "device": provider,
+        "batch-size": arguments.batch_size,
         "topk": layout.top_k,
         "experts": layout.experts,
         "blend": arguments.blend,
         "output-type": arguments.output_type,
         "wide": layout.wide,
+        "embeddings": layout.embeddings,
         "columns": list(layout.columns),
         "inputs": arguments.inputs,
         "filepaths": arguments.filepaths,
         "folder": os.getcwd() if is_relative else None,
     }
+
+
+def _model(arguments: argparse.Namespace, options: Options) -> tuple[Bundle, str, Predict]:
+    """The bundle, where it runs, and what classifies sources after a number of earlier ones."""
+    common = {"num_workers": arguments.workers, "batch_size": arguments.batch_size}
+    if arguments.engine == "ray":
+        bundle = open_bundle(arguments.model or default_bundle())
+        model = {"variant": arguments.variant, "device": arguments.device}
+        return (
+            bundle,
+            "ray",
+            lambda sources, first: predict_with_ray(
+                bundle.path, sources, options, first=first, **model, **common
+            ),
+        )
+    classifier = _open(arguments)
+    return (
+        classifier.bundle,
+        classifier.runtime.provider,
+        lambda sources, first: predict_iter(classifier, sources, options, first=first, **common),
+    )
 
 
 def _open(arguments: argparse.Namespace) -> Classifier:
