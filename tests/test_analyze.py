@@ -57,6 +57,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     save_weights(folder / "teacher" / "teacher.safetensors", build_teacher(architecture),
                  Card(**teacher))  # fmt: skip
+    (folder / "stranger").mkdir()
+    stranger = {**teacher, "classes": NAMES[::-1]}
+    save_weights(folder / "stranger" / "teacher.safetensors", build_teacher(architecture),
+                 Card(**stranger))  # fmt: skip
     (folder / "teacher" / "results.csv").write_text("epoch,loss,val_teacher_balanced\n1,2,0.5\n")
     return folder
 
@@ -221,6 +225,9 @@ def test_mistakes_get_one_line_and_leave_nothing(
     assert "no such picture" in complaint(capsys, student, *where, "--pictures", "x.png")
     assert "not a teacher" in complaint(
         capsys, student, *where, "--teacher", student / "student.safetensors"
+    )
+    assert "has other classes than the student" in complaint(
+        capsys, student, *where, "--teacher", runs / "stranger"
     )
     assert "has no val images" in complaint(capsys, student, *where, "--split", "val")
     assert "no such folder" in complaint(

@@ -169,8 +169,9 @@ def _conditions(scale: str, data: dict[str, Path]) -> str:
     lines = [about + ". Accuracy in %, last epoch, test split; ± is the standard error over seeds."]
     if scale == "tiny":
         lines.append(
-            "Tiny networks, imbalance factors 20 and 10 in place of 100 and 50, and digits for "
-            "CIFAR-10 unless it is named: the differences to the published figures mean nothing."
+            "Tiny networks, imbalance factors 20 and 10 in place of 100 and 50, and digits in "
+            "place of CIFAR-10 unless it is named: the differences to the published figures mean "
+            "nothing."
         )
     elif scale == "short":
         lines.append("Shorter training than the published figures rest on.")
