@@ -16,8 +16,9 @@ from threading import Condition
 from types import TracebackType
 from typing import TypeVar
 
-from deitlt.classifier import Classifier, Options, Prediction, Timing
+from deitlt.classifier import Classifier
 from deitlt.errors import DeadlineExceeded, EngineClosed, Overloaded, UsageError
+from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import ImageLike
 
 Answer = TypeVar("Answer")

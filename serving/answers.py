@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from deitlt.classifier import Prediction
 from deitlt.errors import (
     DeadlineExceeded,
     EngineClosed,
@@ -24,6 +23,7 @@ from deitlt.errors import (
     UnsupportedImage,
     UsageError,
 )
+from deitlt.prediction import Prediction
 from serving.models import Model
 
 logger = logging.getLogger("deitlt.serving")

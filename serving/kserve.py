@@ -26,8 +26,9 @@ from starlette.routing import Route
 
 from deitlt import __version__, errors
 from deitlt.bundle import INPUT
-from deitlt.classifier import Classifier, Options, Prediction, Timing
+from deitlt.classifier import Classifier
 from deitlt.engine import Task
+from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import Pixels
 from serving.backend import backend_of
 from serving.models import Model

@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deitlt import __version__
-from deitlt.classifier import Options, Prediction, Timing
 from deitlt.errors import DeadlineExceeded, ImageError, UsageError
+from deitlt.prediction import Options, Prediction, Timing
 from serving.answers import result
 from serving.backend import Backend, backend_of
 from serving.models import Model

@@ -13,8 +13,8 @@ from typing import Any
 import bentoml
 from bentoml.exceptions import BentoMLException
 
-from deitlt.classifier import Options
 from deitlt.errors import DeadlineExceeded, DeitLTError, ImageTooLarge, UsageError
+from deitlt.prediction import Options
 from serving.access_log import start_access_log
 from serving.answers import status_of
 from serving.backend import Backend

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from deitlt.classifier import Prediction
+from deitlt.prediction import Prediction
 from serving.service import LongTailClassifier
 
 MAX_BYTES = 100_000

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from deitlt.batching import BatchingRuntime
-from deitlt.classifier import Classifier, Options
+from deitlt.classifier import Classifier
 from deitlt.engine import usable_cores
+from deitlt.prediction import Options
 from deitlt.preprocess import Pixels
 from deitlt.runtimes import Outputs
 from serving.backend import Backend, default_workers, max_batch

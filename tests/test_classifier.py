@@ -13,8 +13,9 @@ from PIL import Image
 
 import deitlt
 from deitlt.bundle import OUTPUTS
-from deitlt.classifier import MAX_BATCH, Classifier, Options, Prediction
+from deitlt.classifier import MAX_BATCH, Classifier
 from deitlt.errors import DecodeFailed, ImageError, ImageTooLarge, OpenFailed, UsageError
+from deitlt.prediction import Options, Prediction
 from deitlt.preprocess import ImageLike, load_pixels
 from deitlt.runtimes import Logits, Outputs
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from deitlt.bundle import FEATURES, default_bundle, open_bundle
-from deitlt.classifier import Classifier, Options
+from deitlt.classifier import Classifier
+from deitlt.prediction import Options
 from deitlt.preprocess import normalise, resize_crop
 from deitlt.runtimes import OnnxRuntime, Runtime
 from deitlt.student import StudentConfig

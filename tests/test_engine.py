@@ -10,7 +10,7 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from deitlt.classifier import Classifier, Options, Prediction, Timing
+from deitlt.classifier import Classifier
 from deitlt.engine import Engine, usable_cores
 from deitlt.errors import (
     DeadlineExceeded,
@@ -19,6 +19,7 @@ from deitlt.errors import (
     Overloaded,
     UsageError,
 )
+from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import ImageLike
 
 TIMEOUT_S = 20  # only ever waited for where a test fails

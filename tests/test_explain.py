@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from deitlt import load
-from deitlt.classifier import Classifier, Options
+from deitlt.classifier import Classifier
 from deitlt.errors import BundleError, UsageError
+from deitlt.prediction import Options
 from deitlt.preprocess import Pixels, PreprocessSpec
 from deitlt.runtimes import OnnxRuntime, Outputs
 from deitlt.student import DeiTLT, StudentConfig

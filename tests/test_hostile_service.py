@@ -12,8 +12,9 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from deitlt.classifier import Classifier, Prediction, load
+from deitlt.classifier import Classifier, load
 from deitlt.errors import ImageError
+from deitlt.prediction import Prediction
 from deitlt.preprocess import decode
 from serving.answers import status_of
 from tests.hostile_pictures import Hostile

@@ -10,9 +10,10 @@ import pytest
 
 from deitlt.batch.inference import Plan, choose_plan, find_batch_size
 from deitlt.batch.pipeline import predict_iter
-from deitlt.classifier import Classifier, Options, Prediction
+from deitlt.classifier import Classifier
 from deitlt.engine import usable_cores
 from deitlt.errors import RuntimeUnavailable, UsageError
+from deitlt.prediction import Options, Prediction
 from deitlt.preprocess import Pixels
 from deitlt.runtimes import Outputs
 from tests.pipeline_support import Given

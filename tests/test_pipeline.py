@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from deitlt.batch.pipeline import FEW_SOURCES, predict_iter
-from deitlt.classifier import Classifier, Options, Prediction
+from deitlt.classifier import Classifier
 from deitlt.engine import Engine
 from deitlt.errors import DecodeFailed, ImageError, UsageError
+from deitlt.prediction import Options, Prediction
 from tests.pipeline_support import Given, Gone, Killer, children, counted
 
 Png = Callable[[int], bytes]

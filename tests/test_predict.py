@@ -13,8 +13,9 @@ from PIL import Image
 
 from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.sources import Source
-from deitlt.classifier import Classifier, Options, Prediction
+from deitlt.classifier import Classifier
 from deitlt.errors import DecodeFailed, ImageError, UsageError
+from deitlt.prediction import Options, Prediction
 from deitlt.preprocess import ImageLike
 from tests.predict_support import predict as run
 from tests.predict_support import read_rows as rows

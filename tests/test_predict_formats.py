@@ -13,7 +13,8 @@ import pytest
 from deitlt.batch.formats import ParquetRows, row_writer
 from deitlt.batch.rows import Kind, Layout
 from deitlt.bundle import FEATURES
-from deitlt.classifier import Classifier, Options, Prediction
+from deitlt.classifier import Classifier
+from deitlt.prediction import Options, Prediction
 from tests.predict_support import hash_classifier, predict, read_rows
 
 Png = Callable[[int], bytes]

@@ -9,8 +9,9 @@ import pytest
 
 from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.ray_engine import predict_with_ray
-from deitlt.classifier import Classifier, Options
+from deitlt.classifier import Classifier
 from deitlt.errors import BundleError, ImageError, RuntimeUnavailable, UsageError
+from deitlt.prediction import Options
 from tests.pipeline_support import Given, Gone, Killer
 
 Png = Callable[[int], bytes]

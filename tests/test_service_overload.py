@@ -10,9 +10,10 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from deitlt.classifier import Classifier, Options, Prediction, Timing
+from deitlt.classifier import Classifier
 from deitlt.engine import Engine
 from deitlt.errors import Overloaded
+from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import ImageLike
 from serving.backend import Backend
 from serving.frontend import Frontend

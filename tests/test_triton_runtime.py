@@ -18,9 +18,10 @@ import pytest
 
 from deitlt import triton_runtime
 from deitlt.bundle import OUTPUTS, Bundle, default_bundle, open_bundle
-from deitlt.classifier import Classifier, Options
+from deitlt.classifier import Classifier
 from deitlt.engine import Engine
 from deitlt.errors import DeitLTError, RuntimeUnavailable, UsageError
+from deitlt.prediction import Options
 from deitlt.preprocess import Pixels
 from deitlt.runtimes import Outputs
 from deitlt.triton_runtime import PAUSE_S, TritonRuntime

@@ -16,9 +16,10 @@ from threading import Semaphore
 
 import numpy as np
 
-from deitlt.classifier import Classifier, Options, Prediction
+from deitlt.classifier import Classifier
 from deitlt.engine import usable_cores
 from deitlt.errors import ImageError, RuntimeUnavailable, UsageError
+from deitlt.prediction import Options, Prediction
 from deitlt.preprocess import Pixels
 from deitlt.runtimes import Outputs, Runtime
 

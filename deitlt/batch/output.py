@@ -31,9 +31,9 @@ from deitlt.batch.file_lock import FolderLock
 from deitlt.batch.formats import ROWS, require_pyarrow, row_writer
 from deitlt.batch.rows import Cells, Layout
 from deitlt.batch.sources import Source
-from deitlt.classifier import Prediction
 from deitlt.errors import ImageError, UsageError
 from deitlt.files import move_into_place, sync, write_json
+from deitlt.prediction import Prediction
 
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 STATE = "state.json"

@@ -18,9 +18,10 @@ import numpy as np
 from deitlt.batch.decode_worker import Readable
 from deitlt.batch.decoding import DecodePool, Errors
 from deitlt.batch.inference import Inference, Plan, choose_plan
-from deitlt.classifier import Classifier, Options, Prediction
+from deitlt.classifier import Classifier
 from deitlt.engine import usable_cores
 from deitlt.errors import ImageError, UsageError
+from deitlt.prediction import Options, Prediction
 from deitlt.preprocess import Pixels
 
 S = TypeVar("S", bound=Readable)

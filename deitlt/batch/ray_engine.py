@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from deitlt.batch.decode_worker import Readable
 from deitlt.batch.pipeline import Result, predict_iter
 from deitlt.bundle import FLOAT32, default_bundle
-from deitlt.classifier import Classifier, Options, load
+from deitlt.classifier import Classifier, load
 from deitlt.errors import DeitLTError, RuntimeUnavailable, UsageError
+from deitlt.prediction import Options
 from deitlt.preprocess import MAX_PIXELS
 from deitlt.runtimes import Device
 

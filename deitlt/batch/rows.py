@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from deitlt.bundle import FEATURES
-from deitlt.classifier import Prediction, Score
 from deitlt.errors import ImageError
+from deitlt.prediction import Prediction, Score
 
 Cells = dict[str, Any]
 Kind = type[str] | type[int] | type[float] | type[bool] | type[list[float]]

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from deitlt.bundle import FLOAT32, default_bundle, open_bundle
-from deitlt.classifier import Classifier, Prediction, load
+from deitlt.classifier import Classifier, load
 from deitlt.errors import ImageError, UsageError
 from deitlt.evaluation.answers import collect
 from deitlt.evaluation.figures import judge
@@ -19,6 +19,7 @@ from deitlt.evaluation.pictures import check_matplotlib
 from deitlt.evaluation.tables import Names, summary
 from deitlt.labelled import LabelledImages, pick_split, read_labelled
 from deitlt.metrics import MIN_CLAIMABLE_IMAGES
+from deitlt.prediction import Prediction
 from deitlt.program import OK, SOME_FAILED
 from deitlt.triton_runtime import TritonRuntime
 

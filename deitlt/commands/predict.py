@@ -22,9 +22,10 @@ from deitlt.batch.rows import Layout
 from deitlt.batch.run_log import run_record
 from deitlt.batch.sources import Source, count_sources, find_sources
 from deitlt.bundle import FLOAT32, Bundle, default_bundle, open_bundle
-from deitlt.classifier import Classifier, Options, Prediction, load
+from deitlt.classifier import Classifier, load
 from deitlt.errors import ImageError, UsageError
 from deitlt.files import write_json
+from deitlt.prediction import Options, Prediction
 from deitlt.program import OK, SOME_FAILED, Terminated, sigterm_raises
 from deitlt.triton_runtime import TritonRuntime
 

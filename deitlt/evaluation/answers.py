@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.sources import Source
-from deitlt.classifier import Classifier, Options, Prediction
+from deitlt.classifier import Classifier
 from deitlt.errors import DataError, ImageError
 from deitlt.evaluation.calibration import ClassBins
 from deitlt.labelled import LabelledImages
 from deitlt.longtail import IntArray
 from deitlt.metrics import softmax
+from deitlt.prediction import Options, Prediction
 
 # The graph's outputs under the names that all reports give the heads.
 HEADS = {"logits": "average", "cls_logits": "cls", "distillation_logits": "dist"}

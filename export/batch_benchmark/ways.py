@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.sources import Source
-from deitlt.classifier import Classifier, Options
+from deitlt.classifier import Classifier
+from deitlt.prediction import Options
 from deitlt.preprocess import Pixels, PreprocessSpec
 from deitlt.runtimes import Runtime
 from deitlt.student import DeiTLT, average_logits

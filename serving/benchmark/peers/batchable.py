@@ -10,8 +10,8 @@ from typing import Any
 import bentoml
 from PIL import Image
 
-from deitlt.classifier import Prediction
 from deitlt.engine import usable_cores
+from deitlt.prediction import Prediction
 from serving.benchmark.peers.bundle import open_classifier
 
 TIMEOUT_S = 60

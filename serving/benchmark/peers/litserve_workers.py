@@ -9,8 +9,8 @@ from typing import Any
 import litserve
 from fastapi import Request
 
-from deitlt.classifier import Prediction
 from deitlt.engine import usable_cores
+from deitlt.prediction import Prediction
 from serving.benchmark.peers.bundle import open_classifier
 
 TIMEOUT_S = 60
