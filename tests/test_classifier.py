@@ -244,8 +244,9 @@ def test_an_answer_is_plain_json(classifier: Classifier, png: Png) -> None:
     with_experts = classifier.predict_each([png(0)], Options(experts=True))[0]
     assert isinstance(with_experts, Prediction)
     assert set(with_experts.to_dict()["experts"]) == {"cls", "dist", "agree"}
-    everything = classifier.predict_each([png(0)], Options(experts=True, logits=True))[0]
-    assert isinstance(everything, Prediction)
+    answer = classifier.predict_each([png(0)], Options(experts=True, logits=True))[0]
+    assert isinstance(answer, Prediction)
+    everything = dataclasses.replace(answer, embeddings={"a": [0.5]}, rollouts={"b": [[0.5]]})
     assert everything.to_dict() == dataclasses.asdict(everything)  # no field is forgotten
 
 
