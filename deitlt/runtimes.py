@@ -22,6 +22,7 @@ Logits = NDArray[np.float32]
 Features = NDArray[np.float32]
 Rollout = NDArray[np.float32]
 Device = Literal["auto", "cpu", "cuda"]
+FP16 = "fp16"
 
 
 class Outputs(NamedTuple):
@@ -106,6 +107,17 @@ def open_runtime(
     return TorchRuntime(artefact, device=device, num_threads=num_threads)
 
 
+def default_variant(bundle: Bundle, device: Device = "auto") -> str:
+    """The form of the model that suits a device: fp16 on a GPU, if the bundle has it, or float32.
+
+    For who leaves the choice to the program: answers in fp16 differ in the third digit.
+
+    Raises:
+        RuntimeUnavailable: onnxruntime is not installed.
+    """
+    return FP16 if FP16 in bundle.variants and _wants_cuda(device) else FLOAT32
+
+
 class OnnxRuntime:
     """ONNX Runtime on CPU or CUDA."""
 
@@ -130,25 +142,14 @@ class OnnxRuntime:
             RuntimeUnavailable: no onnxruntime, two of them, or the device cannot be had.
         """
         _refuse_two_runtimes()
-        # Since 1.29 it tells Microsoft of every model it loads, unless this is set beforehand.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise RuntimeUnavailable(
-                "onnxruntime is not installed; pip install onnxruntime-gpu (or onnxruntime)"
-            ) from error
+        onnxruntime = _import_onnxruntime()
         options = onnxruntime.SessionOptions()
         # Spinning threads burn the cores that other images need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
         providers = ["CPUExecutionProvider"]
-        if device == "cuda" or (
-            device == "auto"
-            and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-            and count_gpus() > 0
-        ):
+        if _wants_cuda(device):
             providers = ["CUDAExecutionProvider"]
             # Without this ONNX Runtime answers a missing GPU by silently using the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -204,6 +205,26 @@ def _load_cuda(onnxruntime: Any) -> None:
     if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
         with redirect_stdout(StringIO()):
             onnxruntime.preload_dlls()
+
+
+def _wants_cuda(device: Device) -> bool:
+    """Whether CUDA is asked for, or is there and the choice is free."""
+    if device != "auto":
+        return device == "cuda"
+    onnxruntime = _import_onnxruntime()
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and count_gpus() > 0
+
+
+def _import_onnxruntime() -> Any:
+    # Since 1.29 it tells Microsoft of every model it loads, unless this is set beforehand.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            "onnxruntime is not installed; pip install onnxruntime-gpu (or onnxruntime)"
+        ) from error
+    return onnxruntime
 
 
 def _refuse_two_runtimes() -> None:

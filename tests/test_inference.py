@@ -1,8 +1,10 @@
 """The inference stage: batches that fit, batches at the same places after a resume, its plan."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,7 +17,7 @@ from deitlt.engine import usable_cores
 from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.prediction import Options, Prediction
 from deitlt.preprocess import Pixels
-from deitlt.runtimes import Outputs
+from deitlt.runtimes import Outputs, default_variant
 from tests.pipeline_support import Given
 
 Png = Callable[[int], bytes]
@@ -191,3 +193,32 @@ def test_embeddings_of_a_model_without_features_are_refused_in_one_line(
     with pytest.raises(UsageError, match="gives no features; export the bundle again") as caught:
         next(running)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "has", "expected"),
+    [
+        ("auto", 1, True, "fp16"),
+        ("auto", 1, False, "float32"),
+        ("auto", 0, True, "float32"),
+        ("cpu", 1, True, "float32"),
+        ("cuda", 0, True, "fp16"),
+    ],
+)
+def test_a_gpu_gets_fp16_where_the_bundle_has_it(
+    device: Any,
+    gpus: int,
+    has: bool,
+    expected: str,
+    classifier: Classifier,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr("deitlt.runtimes.count_gpus", lambda: gpus)
+    entry = classifier.bundle.manifest["artefacts"]["float32"]
+    artefacts = {"float32": entry} | ({"fp16": entry} if has else {})
+    bundle = replace(classifier.bundle, manifest={"artefacts": artefacts})
+    assert default_variant(bundle, device) == expected
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers[1:])
+    assert default_variant(bundle, "auto") == "float32"
