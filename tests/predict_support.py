@@ -102,7 +102,7 @@ class Ended(Exception):
 def breaking_off(monkeypatch: pytest.MonkeyPatch) -> BreakOff:
     """Has runs use a classifier that costs nothing, and end after so many images."""
     classifier = hash_classifier()
-    monkeypatch.setattr("deitlt.commands.predict._open", lambda arguments: classifier)
+    monkeypatch.setattr("deitlt.commands.predict.open_model", lambda arguments, bundle: classifier)
 
     def after(count: int) -> None:
         def broken(*arguments: Any, **named: Any) -> Iterator[object]:

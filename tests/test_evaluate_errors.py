@@ -4,12 +4,13 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deitlt.batch.pipeline import predict_iter
 from deitlt.bundle import Bundle
 from deitlt.classifier import Classifier
 from deitlt.cli import main
@@ -109,7 +110,7 @@ def test_matplotlib_is_asked_for_before_the_run(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     output = tmp_path / "evaluation"
     with monkeypatch.context() as patch:
-        patch.setattr("deitlt.commands.evaluate.open_bundle", lambda _: pytest.fail("it began"))
+        patch.setattr("deitlt.commands.evaluate.find_bundle", lambda _: pytest.fail("it began"))
         assert "pip install 'deitlt[plots]'" in refused("--data", data, "--output", output)
     assert not output.exists()
     assert run("--data", data, "--output", output, "--no-plots") == 0
@@ -126,15 +127,12 @@ def test_ctrl_c_leaves_the_former_evaluation(
     assert run(*given) == 0
     former = (output / "metrics.json").read_bytes()
     capsys.readouterr()
-    classified = iter([False, True])
-    predict_one = Classifier.predict_one
 
-    def interrupted(*arguments: Any) -> Any:
-        if next(classified):
-            raise KeyboardInterrupt
-        return predict_one(*arguments)
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield next(predict_iter(*arguments, **options))
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(Classifier, "predict_one", interrupted)
+    monkeypatch.setattr("deitlt.evaluation.answers.predict_iter", interrupted)
     assert run(*given) == 130
     assert capsys.readouterr().err == "deitlt: interrupted; nothing was written\n"
     assert (output / "metrics.json").read_bytes() == former
@@ -168,7 +166,7 @@ def test_a_graph_without_experts_has_figures_of_the_average(
     data: Path, tmp_path: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = Classifier(classifier.bundle, AverageAlone(classifier.bundle))
-    monkeypatch.setattr("deitlt.commands.evaluate.load", lambda *_, **__: alone)
+    monkeypatch.setattr("deitlt.commands.evaluate.open_model", lambda *_: alone)
     output = tmp_path / "evaluation"
     assert run("--data", data, "--output", output, "--predictions") == 0
     metrics = json.loads((output / "metrics.json").read_text())
@@ -188,7 +186,7 @@ def test_triton_is_asked_at_its_address(
         asked.append(url)
         return AverageAlone(bundle)
 
-    monkeypatch.setattr("deitlt.commands.evaluate.TritonRuntime", remote)
+    monkeypatch.setattr("deitlt.commands.model_choice.TritonRuntime", remote)
     output = tmp_path / "evaluation"
     given = ("--data", data, "--output", output, "--no-plots")
     assert run(*given, "--triton", "grpc://127.0.0.1:1") == 0

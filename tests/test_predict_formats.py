@@ -132,7 +132,7 @@ def test_embeddings_stand_in_the_first_row_of_an_image(
     flags: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier = hash_classifier()
-    monkeypatch.setattr("deitlt.commands.predict._open", lambda arguments: classifier)
+    monkeypatch.setattr("deitlt.commands.predict.open_model", lambda arguments, bundle: classifier)
     output = tmp_path / "rows.parquet"
     assert predict(photos, "--output", output, "--embeddings", *flags) == 3
     columns = ("cls_embedding", "distillation_embedding")

@@ -37,7 +37,7 @@ from deitlt.cli import main
 from tests.predict_support import hash_classifier
 
 classifier = hash_classifier()
-deitlt.commands.predict._open = lambda arguments: classifier
+deitlt.commands.predict.open_model = lambda arguments, bundle: classifier
 deitlt.batch.output.MAX_WAITING_CELLS = 60
 os.fsync = lambda descriptor: None  # of use after a power cut, not after a kill
 

@@ -209,7 +209,7 @@ def test_ctrl_c_before_the_first_image_is_one_line_too(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deitlt.commands.predict.load", interrupted)
+    monkeypatch.setattr("deitlt.commands.predict.open_model", interrupted)
     monkeypatch.setattr("deitlt.commands.inspect.open_bundle", interrupted)
     words = [str(photos), "--output", str(tmp_path / "rows.csv")] if command == "predict" else []
     assert main([command, *words]) == 130

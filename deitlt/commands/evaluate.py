@@ -9,8 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from deitlt.bundle import FLOAT32, default_bundle, open_bundle
-from deitlt.classifier import Classifier, load
+from deitlt.commands.model_choice import add_model, find_bundle, open_model
 from deitlt.errors import ImageError, UsageError
 from deitlt.evaluation.answers import collect
 from deitlt.evaluation.figures import judge
@@ -21,7 +20,6 @@ from deitlt.labelled import LabelledImages, pick_split, read_labelled
 from deitlt.metrics import MIN_CLAIMABLE_IMAGES
 from deitlt.prediction import Prediction
 from deitlt.program import OK, SOME_FAILED
-from deitlt.triton_runtime import TritonRuntime
 
 
 def add_to(commands: Any) -> None:
@@ -29,14 +27,7 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate", help="measure a bundle on labelled images: figures, tables, plots"
     )
-    parser.add_argument(
-        "model",
-        type=Path,
-        nargs="?",
-        default=None,
-        metavar="BUNDLE",
-        help="bundle folder; default: the packaged digits",
-    )
+    add_model(parser)
     parser.add_argument(
         "--data",
         type=Path,
@@ -66,16 +57,6 @@ def add_to(commands: Any) -> None:
         help="images a class needs for anything to be claimed of it (default %(default)s)",
     )
     parser.add_argument(
-        "--variant", default=FLOAT32, help="form of the model, as deitlt inspect lists them"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument(
-        "--triton",
-        metavar="URL",
-        default=None,
-        help="grpc://host:port or http://host:port of a Triton server that runs the model",
-    )
-    parser.add_argument(
         "-j", "--workers", type=int, default=None, help="images in work at once; default: cores"
     )
     parser.set_defaults(run=run, when_interrupted="nothing was written")
@@ -90,10 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_output(arguments.output, overwrite=arguments.overwrite)
     if not arguments.no_plots:
         check_matplotlib()
-    bundle = open_bundle(arguments.model or default_bundle())
+    bundle = find_bundle(arguments)
     splits = read_labelled(arguments.data, bundle.classes, keep_missing=True)
     split, images = pick_split(splits, arguments.split, arguments.data)
-    classifier = _open(arguments)
+    classifier = open_model(arguments, bundle)
     answers = collect(
         classifier,
         images,
@@ -131,12 +112,3 @@ def _shown(
     results: Iterator[Prediction | ImageError], images: LabelledImages
 ) -> Iterator[Prediction | ImageError]:
     yield from tqdm(results, total=len(images), unit="image", disable=not sys.stderr.isatty())
-
-
-def _open(arguments: argparse.Namespace) -> Classifier:
-    if arguments.triton is None:
-        return load(
-            arguments.model, variant=arguments.variant, device=arguments.device, num_threads=1
-        )
-    bundle = open_bundle(arguments.model or default_bundle())
-    return Classifier(bundle, TritonRuntime(arguments.triton, bundle))

@@ -21,13 +21,12 @@ from deitlt.batch.remote_files import is_url
 from deitlt.batch.rows import Layout
 from deitlt.batch.run_log import run_record
 from deitlt.batch.sources import Source, count_sources, find_sources
-from deitlt.bundle import FLOAT32, Bundle, default_bundle, open_bundle
-from deitlt.classifier import Classifier, load
+from deitlt.bundle import Bundle
+from deitlt.commands.model_choice import add_model, find_bundle, open_model
 from deitlt.errors import ImageError, UsageError
 from deitlt.files import write_json
 from deitlt.prediction import Options, Prediction
 from deitlt.program import OK, SOME_FAILED, Terminated, sigterm_raises
-from deitlt.triton_runtime import TritonRuntime
 
 Results = Generator[tuple[Source, Prediction | ImageError], None, None]
 Predict = Callable[[Iterator[Source], int], Results]
@@ -92,19 +91,7 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", type=Path, default=None, help="bundle folder; default: the packaged digits"
-    )
-    parser.add_argument(
-        "--variant", default=FLOAT32, help="form of the model, as deitlt inspect lists them"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument(
-        "--triton",
-        metavar="URL",
-        default=None,
-        help="grpc://host:port or http://host:port of a Triton server that runs the model",
-    )
+    add_model(parser, "--model")
     parser.add_argument(
         "-j",
         "--workers",
@@ -288,9 +275,9 @@ def _fingerprint(
 
 def _model(arguments: argparse.Namespace, options: Options) -> tuple[Bundle, str, Predict]:
     """The bundle, where it runs, and what classifies sources after a number of earlier ones."""
+    bundle = find_bundle(arguments)
     common = {"num_workers": arguments.workers, "batch_size": arguments.batch_size}
     if arguments.engine == "ray":
-        bundle = open_bundle(arguments.model or default_bundle())
         model = {"variant": arguments.variant, "device": arguments.device}
         return (
             bundle,
@@ -299,18 +286,9 @@ def _model(arguments: argparse.Namespace, options: Options) -> tuple[Bundle, str
                 bundle.path, sources, options, first=first, **model, **common
             ),
         )
-    classifier = _open(arguments)
+    classifier = open_model(arguments, bundle)
     return (
-        classifier.bundle,
+        bundle,
         classifier.runtime.provider,
         lambda sources, first: predict_iter(classifier, sources, options, first=first, **common),
     )
-
-
-def _open(arguments: argparse.Namespace) -> Classifier:
-    if arguments.triton is None:
-        return load(
-            arguments.model, variant=arguments.variant, device=arguments.device, num_threads=1
-        )
-    bundle = open_bundle(arguments.model or default_bundle())
-    return Classifier(bundle, TritonRuntime(arguments.triton, bundle))

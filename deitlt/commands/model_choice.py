@@ -1,0 +1,56 @@
+"""Which bundle a subcommand runs, in which form and where."""
+
+import argparse
+from pathlib import Path
+
+from deitlt.bundle import Bundle, default_bundle, open_bundle
+from deitlt.classifier import Classifier
+from deitlt.runtimes import Runtime, default_variant, open_runtime
+from deitlt.triton_runtime import TritonRuntime
+
+
+def add_model(parser: argparse.ArgumentParser, *flags: str) -> None:
+    """Add the arguments that `find_bundle` and `open_model` read.
+
+    Args:
+        parser: of the subcommand.
+        flags: what the bundle is given by, `--model`; without, by position.
+    """
+    where = "bundle folder; default: the packaged digits"
+    if flags:
+        parser.add_argument(*flags, dest="model", type=Path, default=None, help=where)
+    else:
+        parser.add_argument(
+            "model", type=Path, nargs="?", default=None, metavar="BUNDLE", help=where
+        )
+    parser.add_argument(
+        "--variant",
+        default=None,
+        help="form of the model, as deitlt inspect lists them; default: fp16 on a GPU where the "
+        "bundle has it, else float32",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--triton",
+        metavar="URL",
+        default=None,
+        help="grpc://host:port or http://host:port of a Triton server that runs the model",
+    )
+
+
+def find_bundle(arguments: argparse.Namespace) -> Bundle:
+    """The bundle that is named, or the packaged one; settles the variant that was left open."""
+    bundle = open_bundle(arguments.model or default_bundle())
+    if arguments.variant is None and arguments.triton is None:
+        arguments.variant = default_variant(bundle, arguments.device)
+    return bundle
+
+
+def open_model(arguments: argparse.Namespace, bundle: Bundle) -> Classifier:
+    """The classifier of that bundle, here on one thread a call or on a Triton server."""
+    runtime: Runtime
+    if arguments.triton is None:
+        runtime = open_runtime(bundle, arguments.variant, device=arguments.device, num_threads=1)
+    else:
+        runtime = TritonRuntime(arguments.triton, bundle)
+    return Classifier(bundle, runtime)
