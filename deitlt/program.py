@@ -1,10 +1,11 @@
 """How every command-line program of the project begins and ends: one line, and an exit status."""
 
 import argparse
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -43,6 +44,11 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def typed(module: str, argv: Sequence[str] | None) -> str:
+    """The command that runs a module as a program with these arguments, or the process's own."""
+    return shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
 
 
 def run_program(

@@ -5,7 +5,6 @@ and its figures as CSV: the paper's analyses of the student in the first RUN, co
 further students. Further RUNS may be teachers or unfinished; they add their learning curves.
 """
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import tyro
 from deitlt.errors import CheckpointError, UsageError
 from deitlt.files import new_folder, write_text
 from deitlt.measuring import describe, hardware, versions
+from deitlt.program import typed
 from deitlt.weights import weight_file
 from training.analysis import sections
 from training.analysis.curves import read_curves
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> None:
     command: AnalyzeCommand = parse(PROGRAM, AnalyzeCommand, argv)
     _check(command)
-    analyze(command, f"python -m {PROGRAM} {shlex.join(argv)}")
+    analyze(command, typed(PROGRAM, argv))
 
 
 def _check(command: AnalyzeCommand) -> None:

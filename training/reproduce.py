@@ -14,7 +14,6 @@ meant. Its options: `python -m training.reproduce evidence --help`.
 """
 
 import argparse
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ import torch
 from deitlt.errors import DataError, UsageError
 from deitlt.files import write_text
 from deitlt.labelled import read_labelled
-from deitlt.program import OneLineParser
+from deitlt.program import OneLineParser, typed
 from training.command_line import run_program
 from training.digits import write_digits
 from training.reproduction import launch
@@ -111,7 +110,7 @@ def reproduce(arguments: Any, words: list[str]) -> None:
     missing = {d.name: d.needs for d in DATASETS if d.name not in data}
     text = "\n\n".join(
         [
-            f"`python -m {PROGRAM} {shlex.join(words)}`",
+            f"`{typed(PROGRAM, words)}`",
             _conditions(arguments.scale, data),
             comparison(rows, root, seeds, missing),
         ]

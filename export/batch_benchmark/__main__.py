@@ -10,7 +10,6 @@ d  memory over many rows.
 """
 
 import argparse
-import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from deitlt.files import write_json
 from deitlt.labelled import image_files
 from deitlt.measuring import Steal, describe, format_steal, hardware, versions
 from deitlt.preprocess import load_pixels
-from deitlt.program import OneLineParser, run_program
+from deitlt.program import OneLineParser, run_program, typed
 from deitlt.student import StudentConfig
 from export.batch_benchmark.memory import Memory, watch
 from export.batch_benchmark.photos import IMAGENET_SIZES, WEB_SIZES, write_photos
@@ -56,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, whether or not targets are met; 2 with one line on what was wrong.
     """
     arguments = _parser().parse_args(argv)
-    words = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "-m", PROGRAM, *words])
+    command = typed(PROGRAM, argv)
 
     def body() -> None:
         benchmark(arguments, command)

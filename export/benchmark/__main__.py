@@ -20,7 +20,7 @@ from deitlt.engine import usable_cores
 from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.files import write_json
 from deitlt.measuring import Steal, describe, format_steal, hardware, versions
-from deitlt.program import OneLineParser, run_program
+from deitlt.program import OneLineParser, run_program, typed
 from deitlt.student import SIZES, Size, StudentConfig
 from export.benchmark.measure import pick_yardstick
 from export.benchmark.report import LEGEND, format_student
@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, whether or not targets are met; 2 with one line on what was wrong.
     """
     arguments = _parser().parse_args(argv)
-    words = sys.argv[1:] if argv is None else argv
-    command_line = shlex.join(["python", "-m", PROGRAM, *words])
+    command_line = typed(PROGRAM, argv)
 
     def body() -> None:
         benchmark(arguments, command_line)

@@ -5,7 +5,6 @@ Without a trained bundle: `python -m export.benchmark.untrained small BUNDLE` wr
 """
 
 import argparse
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from deitlt.engine import usable_cores
 from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.files import write_json
 from deitlt.measuring import MAX_STEAL, Steal, describe, format_steal, hardware, versions
-from deitlt.program import OneLineParser, run_program
+from deitlt.program import OneLineParser, run_program, typed
 from serving.benchmark.peers.triton_server import look_into
 from serving.benchmark.photos import made_up_photos, read_photos
 from serving.benchmark.report import (
@@ -52,8 +51,7 @@ then gets another share of the cores than bare calls: wall ratios say nothing, r
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; returns 0, whether or not goals are met, or 2 with one line on what was wrong."""
     arguments = _parser().parse_args(argv)
-    words = sys.argv[1:] if argv is None else argv
-    command_line = shlex.join(["python", "-m", PROGRAM, *words])
+    command_line = typed(PROGRAM, argv)
 
     def body() -> None:
         benchmark(arguments, command_line)

@@ -5,7 +5,6 @@ compared with them. On a CPU everything shrinks: that shows that the program wor
 how fast training is.
 """
 
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from deitlt.engine import usable_cores
 from deitlt.errors import UsageError
 from deitlt.files import write_json
 from deitlt.measuring import describe, hardware, versions
+from deitlt.program import typed
 from deitlt.student import Size
 from training.benchmark.images import make_cifar_like, measure_decoding
 from training.benchmark.measure import Row, matrix_rate
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> None:
     command: BenchmarkCommand = parse(PROGRAM, BenchmarkCommand, argv)
-    benchmark(command, shlex.join(["python", "-m", PROGRAM, *argv]))
+    benchmark(command, typed(PROGRAM, argv))
 
 
 def benchmark(command: BenchmarkCommand, command_line: str) -> list[Row]:

@@ -7,7 +7,6 @@ ran on. With `--minutes` it stops in time, with resume points, and the same comm
 
 import csv
 import json
-import shlex
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ import torch
 
 from deitlt.errors import UsageError
 from deitlt.files import write_text
-from deitlt.program import OneLineParser
+from deitlt.program import OneLineParser, typed
 from training.reproduction import launch
 
 PROGRAM = "training.reproduce"
@@ -102,7 +101,7 @@ def run_evidence(argv: list[str], words: list[str]) -> None:
             print(f"time is up in {name}; the same command goes on")
             break
     arguments.output.mkdir(parents=True, exist_ok=True)
-    table = f"`python -m {PROGRAM} {shlex.join(words)}`\n\n{results_table(arguments.output, names)}"
+    table = f"`{typed(PROGRAM, words)}`\n\n{results_table(arguments.output, names)}"
     write_text(arguments.output / "results.md", table)
     print(table)
 
