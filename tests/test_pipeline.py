@@ -109,14 +109,15 @@ def test_an_endless_input_is_taken_no_further_than_needed(
     assert not children(os.getpid())
 
 
+@pytest.mark.parametrize("num_workers", [None, 0, 1])
 def test_an_error_of_the_input_comes_after_what_was_before_it(
-    png: Png, classifier: Classifier
+    num_workers: int | None, png: Png, classifier: Classifier
 ) -> None:
     def broken() -> Iterator[Given]:
         yield from [Given(png(0))] * 9
         raise OSError("the archive ends here")
 
-    running = predict_iter(classifier, broken(), num_workers=0)
+    running = predict_iter(classifier, broken(), num_workers=num_workers)
     for _ in range(9):
         next(running)
     with pytest.raises(OSError, match="ends here"):

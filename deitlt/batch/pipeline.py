@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from math import ceil
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -81,11 +81,25 @@ def _stream(
 ) -> Generator[tuple[S, Result], None, None]:
     processes = num_workers != 0
     if num_workers is None:
-        beginning = list(islice(sources, FEW_SOURCES))
-        processes = len(beginning) == FEW_SOURCES
-        sources = chain(beginning, sources)
+        processes, sources = _is_long(sources)
     with _Stages(classifier, options, plan, num_workers or usable_cores(), processes) as stages:
         yield from stages.run(sources, first)
+
+
+def _is_long(sources: Iterator[S]) -> tuple[bool, Iterator[S]]:
+    """Whether there are `FEW_SOURCES` or more, and the sources again, with their error if any."""
+    beginning: list[S] = []
+    try:
+        for source in islice(sources, FEW_SOURCES):
+            beginning.append(source)
+    except Exception as error:
+        return False, chain(beginning, _failing(error))
+    return len(beginning) == FEW_SOURCES, chain(beginning, sources)
+
+
+def _failing(error: Exception) -> Iterator[Any]:
+    yield from ()
+    raise error
 
 
 class _Stages:
