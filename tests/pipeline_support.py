@@ -47,11 +47,18 @@ class Killer:
 
 
 def children(pid: int) -> set[int]:
-    """Processes that a process has started and that still run."""
+    """Decoding processes that a process has started and that still run."""
     found: set[int] = set()
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         found |= {int(child) for child in file.read_text().split()}
-    return found
+    return {child for child in found if b"decode_worker" in _command(child)}
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return b""
 
 
 def counted(items: Iterator[Given], taken: list[int]) -> Iterator[Given]:

@@ -34,6 +34,19 @@ def write_photos(folder: Path, number: int, sizes: Sequence[tuple[int, int]]) ->
     return paths
 
 
+def decode_bare(paths: Sequence[Path], side: int) -> int:
+    """Decode and resize pictures with Pillow and nothing else; returns how many."""
+    for path in paths:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        scale = side / min(image.size)
+        width, height = (int(length * scale) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - side) // 2, (height - side) // 2
+        np.asarray(image.crop((left, top, left + side, top + side)))
+    return len(paths)
+
+
 def _canvas(generator: np.random.Generator) -> NDArray[np.uint8]:
     """Noise of every scale, `(CANVAS_PX, CANVAS_PX, 3)`."""
     total = np.zeros((CANVAS_PX, CANVAS_PX, 3), np.float32)

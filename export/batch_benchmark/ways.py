@@ -13,7 +13,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
@@ -26,6 +25,7 @@ from deitlt.prediction import Options
 from deitlt.preprocess import Pixels, PreprocessSpec
 from deitlt.runtimes import Runtime
 from deitlt.student import DeiTLT, average_logits
+from export.batch_benchmark.photos import decode_bare
 
 # What has been finished since the last time, image by image or batch by batch.
 Way = Callable[[], Iterator[int]]
@@ -80,26 +80,13 @@ def bare_pillow(paths: Sequence[Path], side: int, workers: int) -> Way:
         context = multiprocessing.get_context("forkserver")
         chunks = [(paths[i : i + CHUNK], side) for i in range(0, len(paths), CHUNK)]
         with context.Pool(workers) as pool:
-            waiting = deque(
-                pool.apply_async(_decode, c) for c in islice(cycle(chunks), 3 * workers)
-            )
+            first = islice(cycle(chunks), 3 * workers)
+            waiting = deque(pool.apply_async(decode_bare, chunk) for chunk in first)
             for chunk in cycle(chunks):
                 yield waiting.popleft().get()
-                waiting.append(pool.apply_async(_decode, chunk))
+                waiting.append(pool.apply_async(decode_bare, chunk))
 
     return run
-
-
-def _decode(paths: Sequence[Path], side: int) -> int:
-    for path in paths:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-        scale = side / min(image.size)
-        width, height = (int(length * scale) for length in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - side) // 2, (height - side) // 2
-        np.asarray(image.crop((left, top, left + side, top + side)))
-    return len(paths)
 
 
 def timm_inference(
