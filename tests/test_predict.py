@@ -1,8 +1,10 @@
 """`deitlt predict`: every input keeps its rows in order, and wrong use is one line and status 2."""
 
 import os
+import pty
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
@@ -313,3 +315,22 @@ def test_pillows_warnings_do_not_reach_the_user(
     assert result.returncode == 3
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("1 images")
+
+
+def test_a_terminal_sees_how_far_it_is(photos: Path, tmp_path: Path) -> None:
+    (photos / "a.PNG").write_bytes(b"")
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 120))
+    words = ["predict", str(photos), "--output", str(tmp_path / "o.csv"), "--device", "cpu"]
+    with subprocess.Popen([sys.executable, "-m", "deitlt.cli", *words], stderr=end) as process:
+        os.close(end)
+        shown = b""
+        try:
+            while data := os.read(terminal, 4096):
+                shown += data
+        except OSError:  # the other end is closed
+            os.close(terminal)
+    assert process.returncode == 3
+    lines = shown.decode().splitlines()
+    assert any("image/s" in line and "failed=1" in line for line in lines)
+    assert "4 images in" in shown.decode()

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
@@ -21,9 +21,9 @@ from deitlt.batch.remote_files import is_url
 from deitlt.batch.rows import Layout
 from deitlt.batch.run_log import run_record
 from deitlt.batch.sources import Source, count_sources, find_sources
-from deitlt.bundle import Bundle
+from deitlt.bundle import FLOAT32, Bundle
 from deitlt.commands.model_choice import add_model, find_bundle, open_model
-from deitlt.errors import ImageError, UsageError
+from deitlt.errors import DeitLTError, ImageError, UsageError
 from deitlt.files import write_json
 from deitlt.prediction import Options, Prediction
 from deitlt.program import OK, SOME_FAILED, Terminated, sigterm_raises
@@ -201,7 +201,10 @@ class _Run:
         if not is_quiet:
 
             def count() -> None:
-                progress.total = count_sources(self._arguments.inputs, self._arguments.filepaths)
+                with suppress(DeitLTError, OSError):  # of which the run itself will speak
+                    progress.total = count_sources(
+                        self._arguments.inputs, self._arguments.filepaths
+                    )
 
             Thread(target=count, daemon=True).start()  # a large tree takes its time
         return progress
@@ -275,6 +278,8 @@ def _fingerprint(
 
 def _model(arguments: argparse.Namespace, options: Options) -> tuple[Bundle, str, Predict]:
     """The bundle, where it runs, and what classifies sources after a number of earlier ones."""
+    if arguments.engine == "ray":  # what the actors' machines have is not known here
+        arguments.variant = arguments.variant or FLOAT32
     bundle = find_bundle(arguments)
     common = {"num_workers": arguments.workers, "batch_size": arguments.batch_size}
     if arguments.engine == "ray":
