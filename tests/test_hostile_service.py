@@ -23,7 +23,7 @@ from tests.service_support import CLASSIFY, error_of, picture, plain, without_en
 from tests.test_serve import serving
 
 MAX_PIXELS = 4_000_000
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "DEITLT_MAX_BYTES": str(8 * 2**20),
     "DEITLT_MAX_PIXELS": str(MAX_PIXELS),
     "DEITLT_MAX_IMAGES": "16",
@@ -71,7 +71,7 @@ def outcomes(hostile: list[Hostile], classifier: Classifier) -> list[Outcome]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process, Path]]:
     """The address of a real server, its worker and its log."""
     home = tmp_path_factory.mktemp("serve")
-    with serving(home) as (process, port):
+    with serving(home, **LIMITS) as (process, port):
         (worker,) = psutil.Process(process.pid).children(recursive=True)
         yield f"http://127.0.0.1:{port}", worker, home / "serve.log"
 
