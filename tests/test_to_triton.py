@@ -61,7 +61,7 @@ def test_the_configuration_agrees_with_the_graph(bundle: Bundle, tmp_path: Path)
     types = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
     parsed, kind = config(model), model_config_pb2.DataType.Name
     stated = [(t.name, kind(t.data_type), list(t.dims)) for t in (*parsed.input, *parsed.output)]
-    real = [*session.get_inputs(), *session.get_outputs()]
+    real = [*session.get_inputs(), *session.get_outputs()[:3]]  # not the features behind them
     assert stated == [(t.name, types[t.type], t.shape[1:]) for t in real]
 
 

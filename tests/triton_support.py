@@ -71,7 +71,7 @@ rows = [classifier.runtime.run(load_pixels(f, classifier.bundle.preprocess)[None
 predictions = classifier.predict(files)
 np.savez(
     sys.argv[2],
-    outputs=np.concatenate([np.stack(row, axis=1) for row in rows]),
+    outputs=np.concatenate([np.stack([*row.heads().values()], axis=1) for row in rows]),
     labels=[p.label for p in predictions],
     probabilities=[p.probability for p in predictions],
 )
