@@ -42,6 +42,8 @@ FEATURES = ("cls_features", "distillation_features")
 ROLLOUTS = ("cls_rollout", "distillation_rollout")
 # The artefact that every bundle has.
 FLOAT32 = "float32"
+# The one that gives rollouts.
+EXPLAIN = "explain"
 
 
 @dataclass(frozen=True, slots=True)

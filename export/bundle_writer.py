@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from deitlt import __version__
 from deitlt.bundle import (
+    EXPLAIN,
     FLOAT32,
     GOLDEN,
     MODEL,
@@ -44,7 +45,7 @@ from export.parity import (
 from export.quantize import quantize_int8, rank_layers
 from export.to_onnx import describe_graph
 from export.to_triton import export_triton
-from export.variants import EXPLAIN, INT8, TRITON, VARIANTS, Variant
+from export.variants import INT8, TRITON, VARIANTS, Variant
 from export.verification_data import calibration_pixels, pick_split, spread
 
 NUM_GOLDEN = 8

@@ -7,14 +7,14 @@ from types import MappingProxyType
 
 import torch
 
-from deitlt.bundle import FLOAT32, MODEL
+from deitlt.bundle import EXPLAIN, FLOAT32, MODEL
 from deitlt.student import DeiTLT
 from deitlt.weights import Card
 from export.fuse import Attention, FusedStudent
 from export.to_onnx import export_onnx
 from export.to_torch import export_program, export_torchscript
 
-FP16, INT8, EXPLAIN = "fp16", "int8", "explain"
+FP16, INT8 = "fp16", "int8"
 
 
 @dataclass(frozen=True, kw_only=True)

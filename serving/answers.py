@@ -51,11 +51,19 @@ def result(outcome: Prediction | BaseException, model: Model, request_id: str) -
         BaseException: `outcome` itself, if it concerns the request and not this image alone.
     """
     if isinstance(outcome, Prediction):
+        fields = outcome.to_dict()
+        if outcome.rollouts is not None:
+            fields["rollouts"] = {name: _short(rows) for name, rows in outcome.rollouts.items()}
         about = {"name": model.name, "version": model.version}
-        return {**outcome.to_dict(), "model": about, "request_id": request_id}
+        return {**fields, "model": about, "request_id": request_id}
     if isinstance(outcome, ImageError):
         return error_body(outcome.code, str(outcome), request_id)
     raise outcome
+
+
+def _short(rows: list[list[float]]) -> list[list[float]]:
+    """Shares with as many digits as mean something: in full a map has three times the bytes."""
+    return [[round(share, 6) for share in row] for row in rows]
 
 
 def error_body(code: str, message: str, request_id: str) -> dict[str, Any]:

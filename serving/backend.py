@@ -7,9 +7,10 @@ from pathlib import Path
 from starlette.requests import Request
 
 from deitlt.batching import BatchingRuntime
-from deitlt.bundle import open_bundle
+from deitlt.bundle import EXPLAIN, Bundle, open_bundle
 from deitlt.classifier import Classifier
 from deitlt.engine import Engine, usable_cores
+from deitlt.errors import UsageError
 from deitlt.runtimes import Runtime, open_runtime
 from deitlt.triton_runtime import TritonRuntime
 from serving.metrics import Metrics
@@ -37,11 +38,21 @@ class Backend:
         Raises:
             BundleError: a bundle is missing, damaged or changed, or has no such variant.
             RuntimeUnavailable: the device cannot be had.
-            UsageError: tracing is asked for and OpenTelemetry is not installed.
+            UsageError: tracing is asked for and OpenTelemetry is not installed, or explanations are
+                and no bundle has them.
         """
         tracing = Tracing() if settings.tracing else None
         metrics = Metrics()
-        models = Models(settings.models, partial(load_model, settings, metrics))
+        models = Models(
+            settings.models,
+            partial(load_model, settings, metrics),
+            partial(load_explainer, settings, metrics),
+        )
+        if settings.explain and not any(model.explainer for model in models.all()):
+            raise UsageError(
+                "DEITLT_EXPLAIN is true and no served bundle has the variant explain; export one "
+                "with --variants explain, or leave the setting out"
+            )
         classifier = models.default.classifier
         engine = Engine(
             classifier,
@@ -81,7 +92,22 @@ def load_model(settings: Settings, metrics: Metrics, path: Path) -> Classifier:
             settings.triton, bundle, timeout_s=settings.timeout_s, binary=settings.triton_binary
         )
         return Classifier(bundle, remote, max_pixels=settings.max_pixels)
-    runtime = open_runtime(bundle, settings.variant, device=settings.device, num_threads=1)
+    return _load_here(settings, metrics, bundle, settings.variant)
+
+
+def load_explainer(settings: Settings, metrics: Metrics, bundle: Bundle) -> Classifier | None:
+    """A classifier that also says where both experts looked; None if not wanted or not there.
+
+    Raises:
+        DeitLTError: the bundle or the device cannot be used.
+    """
+    if not settings.explain or EXPLAIN not in bundle.variants:
+        return None
+    return _load_here(settings, metrics, bundle, EXPLAIN)
+
+
+def _load_here(settings: Settings, metrics: Metrics, bundle: Bundle, variant: str) -> Classifier:
+    runtime = open_runtime(bundle, variant, device=settings.device, num_threads=1)
     batching = BatchingRuntime(
         runtime,
         max_batch=max_batch(settings, runtime),

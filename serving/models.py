@@ -14,13 +14,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from deitlt.bundle import MANIFEST
+from deitlt.bundle import MANIFEST, Bundle
 from deitlt.classifier import Classifier
 from deitlt.errors import DeitLTError, UnknownModel, UsageError
 
 logger = logging.getLogger("deitlt.serving")
 
 Load = Callable[[Path], Classifier]
+LoadExplainer = Callable[[Bundle], Classifier | None]
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Model:
     Attributes:
         path: the bundle's folder.
         classifier: answers without a first-run delay.
+        explainer: the same of the variant `explain`; None where there is none, or it is not wanted.
         stamp: changes when the bundle is written again.
     """
 
     path: Path
     classifier: Classifier
+    explainer: Classifier | None
     stamp: tuple[int, int, int]
 
     @property
@@ -51,18 +54,25 @@ class Model:
 class Models:
     """Models by name and version; the first is the default. Safe to use from many threads."""
 
-    def __init__(self, paths: Sequence[Path], load: Load) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        load: Load,
+        load_explainer: LoadExplainer = lambda bundle: None,
+    ) -> None:
         """Load and warm up every bundle.
 
         Args:
             paths: bundle folders; the first is the default model.
             load: makes a classifier of a bundle folder.
+            load_explainer: makes one of the variant `explain`, or None.
 
         Raises:
             DeitLTError: a bundle cannot be loaded.
             UsageError: two folders hold the same bundle.
         """
         self._load = load
+        self._load_explainer = load_explainer
         self._models = tuple(self._warm(path) for path in paths)
         self._refuse_twins(self._models)
         self._stop = threading.Event()
@@ -133,10 +143,12 @@ class Models:
     def _warm(self, path: Path) -> Model:
         stamp = _stamp(path)  # before it is read: a change in between is seen the next time
         classifier = self._load(path)
+        explainer = self._load_explainer(classifier.bundle)
         picture = BytesIO()
         Image.new("RGB", (32, 32)).save(picture, "PNG")
-        classifier.predict_one(picture.getvalue())
-        return Model(path, classifier, stamp)
+        for each in filter(None, (classifier, explainer)):
+            each.predict_one(picture.getvalue())
+        return Model(path, classifier, explainer, stamp)
 
     @staticmethod
     def _refuse_twins(models: Sequence[Model]) -> None:

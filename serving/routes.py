@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from starlette.datastructures import QueryParams
@@ -16,9 +17,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deitlt import __version__
+from deitlt.classifier import Classifier
 from deitlt.errors import DeadlineExceeded, ImageError, UsageError
 from deitlt.prediction import Options, Prediction, Timing
-from serving.answers import result
+from serving.answers import error_response, result
 from serving.backend import Backend, backend_of
 from serving.models import Model
 from serving.openapi import document
@@ -37,6 +39,7 @@ def routes() -> list[Route]:
     """Path, handler and methods of each."""
     return [
         Route("/v1/classify", classify, methods=["POST"]),
+        Route("/v1/explain", explain, methods=["POST"]),
         Route("/v1/models", get_models),
         Route("/v1/models/{name}", get_model),
         Route("/metrics", get_metrics),
@@ -70,16 +73,51 @@ async def get_openapi(request: Request) -> Response:
 
 
 async def classify(request: Request) -> Response:
-    """Classify one image or several.
+    """Classify one image or several."""
+    options = read_options(request.query_params)
+    model = asked_model(request)
+    return await answer(request, model, model.classifier, options)
+
+
+async def explain(request: Request) -> Response:
+    """Classify one image or several, and say where both experts looked."""
+    options = replace(read_options(request.query_params), experts=True, rollouts=True)
+    model = asked_model(request)
+    if model.explainer is None:
+        text = f"{model.name} {model.version} is served without explanations; {_how(request)}"
+        return error_response(404, "not_found", text, request)
+    return await answer(request, model, model.explainer, options)
+
+
+def _how(request: Request) -> str:
+    """What whoever runs the service does to have explanations."""
+    if backend_of(request).settings.explain:
+        return "export it again with --variants explain"
+    return "set DEITLT_EXPLAIN=true and serve a bundle exported with --variants explain"
+
+
+def asked_model(request: Request) -> Model:
+    """The model that the query names, or the default one; raises `UnknownModel`."""
+    query = request.query_params
+    return backend_of(request).models.find(query.get("model"), query.get("version"))
+
+
+async def answer(
+    request: Request, model: Model, classifier: Classifier, options: Options
+) -> Response:
+    """The answer for the images of a request.
 
     One image gives one result, or its error as the status. Several give 200 and
     `{"results": [...]}`, a result or an error each, in order. `answers.STATUS` has the others.
+
+    Args:
+        request: its body has not been read.
+        model: named in the answer.
+        classifier: the form of the model to ask.
+        options: what the answer should hold.
     """
     backend = backend_of(request)
     settings = backend.settings
-    options = read_options(request.query_params)
-    query = request.query_params
-    model = backend.models.find(query.get("model"), query.get("version"))
     deadline = time.monotonic() + settings.timeout_s
     try:
         # Giving up cancels the futures, so images that still wait are never begun.
@@ -91,7 +129,7 @@ async def classify(request: Request) -> Response:
             )
             timings = [Timing() for _ in images]
             futures = backend.engine.submit_all(
-                images, options, deadline=deadline, classifier=model.classifier, timings=timings
+                images, options, deadline=deadline, classifier=classifier, timings=timings
             )
             outcomes = await finished(futures, request)
     except TimeoutError as error:
@@ -168,6 +206,7 @@ def card(model: Model, *, default: bool) -> dict[str, Any]:
         "preprocess": bundle.preprocess.to_dict(),
         "artefacts": bundle.manifest["artefacts"],
         "provider": classifier.runtime.provider,
+        "explain": model.explainer is not None,
     }
 
 

@@ -35,6 +35,12 @@ class Settings:
     variant: str
     """`DEITLT_VARIANT`: which form of the model: `float32` (default), `int8` or another it has."""
 
+    explain: bool
+    """`DEITLT_EXPLAIN`: answer `POST /v1/explain` from the variant `explain` of the bundles that
+    have it: true or false (default). It is a second graph beside the one of `variant`, so a model
+    takes twice the memory. A graph of its own and not PyTorch: the service needs no second runtime,
+    and what it shows was held to PyTorch's maps when it was exported."""
+
     device: Device
     """`DEITLT_DEVICE`: `auto` (default), `cpu`, or `cuda`, which refuses to start without a GPU."""
 
@@ -100,13 +106,21 @@ class Settings:
         Raises:
             UsageError: a variable has a wrong value; the text names it and says what is allowed.
         """
+        explain = _flag(environ, "DEITLT_EXPLAIN")
+        triton = environ.get("DEITLT_TRITON", "")
+        if explain and triton:
+            raise UsageError(
+                "DEITLT_EXPLAIN is true and DEITLT_TRITON is set; explanations are made here, not "
+                "on Triton, so leave one of the two out"
+            )
         paths = filter(None, environ.get("DEITLT_MODEL", "").split(os.pathsep))
         origins = (origin.strip() for origin in environ.get("DEITLT_CORS_ORIGINS", "").split(","))
         return cls(
             models=tuple(map(Path, paths)) or packed_bundles(),
             variant=environ.get("DEITLT_VARIANT") or FLOAT32,
+            explain=explain,
             device=_device(environ, "DEITLT_DEVICE"),
-            triton=environ.get("DEITLT_TRITON", ""),
+            triton=triton,
             triton_binary=_flag(environ, "DEITLT_TRITON_BINARY", default=True),
             num_workers=_number(environ, "DEITLT_WORKERS", 0, 0, 1024),
             max_batch=_number(environ, "DEITLT_MAX_BATCH", 0, 0, 1024),

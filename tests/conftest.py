@@ -80,6 +80,14 @@ def make_bundle() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def explaining_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle `digits` with the variant explain; tests must not change it."""
+    from tests.export_support import write_explaining  # loads torch
+
+    return write_explaining(tmp_path_factory.mktemp("explaining") / "digits")
+
+
+@pytest.fixture(scope="session")
 def classifier() -> Classifier:
     """The packaged bundle on one CPU thread, so that its answers repeat to the last bit."""
     return load(device="cpu", num_threads=1)

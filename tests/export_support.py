@@ -4,6 +4,8 @@ The transformer's weights are noise and only the heads are fitted, by least squa
 second and reads digits at 96 %, so its answers have margins like those of a trained student.
 """
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,20 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
 
+from deitlt.bundle import EXPLAIN, FLOAT32, MANIFEST, default_bundle, write_bundle
 from deitlt.labelled import read_labelled
 from deitlt.preprocess import Pixels, PreprocessSpec, load_batches, normalise, resize_crop
 from deitlt.student import DeiTLT, StudentConfig
 from deitlt.weights import Card, save_weights
 from export import to_bundle
+from export.fuse import FusedStudent
+from export.to_onnx import export_onnx
 from tests.official_support import student_tensors
 
 IMG_SIZE = 16
 RIDGE = 1.0
 STUDENT = "student.safetensors"
+GRAPH = "model.explain.onnx"
 
 
 def noise_student(config: StudentConfig) -> DeiTLT:
@@ -109,6 +115,32 @@ def save_student(folder: Path, model: DeiTLT, card: Card) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / STUDENT, model, card)
     return folder
+
+
+def write_explaining(folder: Path) -> Path:
+    """The packaged bundle with a variant explain; returns its folder.
+
+    The variant is of another student, with noise for weights, so that no answer of the one can be
+    taken for one of the other.
+    """
+    source = default_bundle()
+    manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+    spec = PreprocessSpec.from_dict(manifest["preprocess"])
+    config = StudentConfig(**{**manifest["architecture"], "size": "nano"})
+    model = noise_student(config)
+
+    def fill(new: Path) -> dict[str, Any]:
+        for file in manifest["files"]:
+            shutil.copy(source / file, new)
+        fused = FusedStudent(model, spec, explain=True)
+        export_onnx(fused, card_of(model, spec), new / GRAPH)
+        artefact = {**manifest["artefacts"][FLOAT32], "file": GRAPH}
+        artefacts = {**manifest["artefacts"], EXPLAIN: artefact}
+        kept = {"schema_version", "files", "sha256"}
+        fields = {name: value for name, value in manifest.items() if name not in kept}
+        return {**fields, "artefacts": artefacts}
+
+    return write_bundle(folder, fill).path
 
 
 def export(run: Path, output: Path, data: Path, *options: str) -> int:

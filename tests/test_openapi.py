@@ -21,7 +21,8 @@ from schemathesis.cli import schemathesis as command
 from deitlt import __version__, errors
 from serving import answers, kserve, pages, routes
 from serving.frontend import get_index
-from serving.openapi import CODES, ERRORS, document
+from serving.openapi import document
+from serving.schemas import CODES, ERRORS
 from tests.kserve_support import IMAGES, INFER, Server, ask, files, images
 from tests.service_support import CLASSIFY, as_files, picture, wide_picture
 
@@ -41,8 +42,10 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "400"]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server(DEITLT_MAX_IMAGES="64", DEITLT_QUEUE_SIZE="200") as server:
+def server(explaining_bundle: Path) -> Iterator[Server]:
+    limits = {"DEITLT_MAX_IMAGES": "64", "DEITLT_QUEUE_SIZE": "200"}
+    explain = {"DEITLT_MODEL": str(explaining_bundle), "DEITLT_EXPLAIN": "true"}
+    with Server(**limits, **explain) as server:
         yield server
 
 
@@ -144,6 +147,12 @@ CALLS: list[tuple[str, str, int, dict[str, Any]]] = [
         ("", 413, {"content": wide_picture()}),
         ("", 415, {"content": WRONG}),
         ("", 422, {"content": RIGHT[:200]}),
+    )),
+    *(("POST /v1/explain", f"/v1/explain{query}", status, sent) for query, status, sent in (
+        ("", 200, {"content": RIGHT}),
+        ("", 200, {"files": as_files(RIGHT, WRONG)}),
+        ("?model=birds", 404, {"content": RIGHT}),
+        ("", 415, {"content": WRONG}),
     )),
     ("GET /v2", "/v2", 200, {}),
     ("GET /v2/health/live", "/v2/health/live", 200, {}),

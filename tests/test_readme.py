@@ -219,9 +219,13 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
     assert table["DEITLT_VARIANT"] == f"`{defaults.variant}`"
 
 
-def test_curl_lines_are_answered(home: Path) -> None:
+def test_curl_lines_are_answered(
+    home: Path, explaining_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEITLT_MODEL", str(explaining_bundle))
+    monkeypatch.setenv("DEITLT_EXPLAIN", "true")
     lines = commands("curl")
-    assert len(lines) == 3
+    assert len(lines) == 4
     service: Any = LongTailClassifier  # BentoML's decorator has no types
     with TestClient(service.to_asgi()) as client:
         for words in lines:
@@ -230,7 +234,10 @@ def test_curl_lines_are_answered(home: Path) -> None:
                 body = (home / words[words.index("--data-binary") + 1][1:]).read_bytes()
                 kind = words[words.index("-H") + 1].partition(": ")[2]
                 answer = client.post(url, content=body, headers={"Content-Type": kind})
-                if "experts=true" in url:
+                if "explain" in url:
+                    maps = answer.json()["rollouts"]
+                    assert set(maps) == {"cls_rollout", "distillation_rollout"}
+                elif "experts=true" in url:
                     assert len(answer.json()["top_k"]) == 3
                     assert set(answer.json()["experts"]) == {"cls", "dist", "agree"}
                 else:
