@@ -7,14 +7,14 @@ from starlette.types import Receive, Scope, Send
 from serving.backend import Backend
 from serving.frontend import Frontend
 from serving.settings import Settings
-from tests.service_support import CLASSIFY, LIMITS
+from tests.service_support import CLASSIFY, EXPLAIN, LIMITS
 
 
 class World:
     """The service over real HTTP, what was asked of it, and answers to give instead of its own.
 
     Attributes:
-        queries: the options of each request to classify.
+        queries: the options of each request to classify or explain.
         instead: answers to the next of them, for what the service says only under load.
     """
 
@@ -28,7 +28,7 @@ class World:
         self._frontend.attach(self.backend)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == CLASSIFY:
+        if scope["type"] == "http" and scope["path"] in (CLASSIFY, EXPLAIN):
             request = Request(scope, receive)
             self.queries.append(dict(request.query_params))
             if self.instead:

@@ -25,6 +25,7 @@ LIMITS = {
     "DEITLT_DRAIN_S": "0",  # servers of tests end at once
 }
 CLASSIFY = "/v1/classify"
+EXPLAIN = "/v1/explain"
 PATIENCE_S = 30
 
 

@@ -24,6 +24,7 @@ from serving.startup import why_not
 from tests.kserve_support import Server
 from tests.service_support import (
     CLASSIFY,
+    EXPLAIN,
     LIMITS,
     as_files,
     error_of,
@@ -32,7 +33,6 @@ from tests.service_support import (
     without_envelope,
 )
 
-EXPLAIN = "/v1/explain"
 MAPS = ("cls_rollout", "distillation_rollout")
 
 

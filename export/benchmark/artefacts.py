@@ -17,6 +17,7 @@ from deitlt.preprocess import Pixels
 from deitlt.student import DeiTLT
 from deitlt.weights import Card, save_weights
 from export.benchmark.rows import (
+    EXPLAIN_FILE,
     FLOAT32_FILE,
     FP16_FILE,
     INT8_FILE,
@@ -185,6 +186,7 @@ WRITERS: dict[str, Callable[[Subject], str]] = {
     OPTIMIZED_FILE: _optimized,
     FLOAT32_FILE: _fused(FLOAT32_FILE, attention="operator"),
     MATMUL_FILE: _fused(MATMUL_FILE, attention="matmul"),
+    EXPLAIN_FILE: _fused(EXPLAIN_FILE, attention="matmul", explain=True),
     FP16_FILE: _fused(FP16_FILE, attention="matmul", dtype=torch.float16),
     INT8_FILE: _int8,
     TORCHSCRIPT_FILE: _torchscript,

@@ -48,6 +48,7 @@ BASELINE = "plain"
 FLOAT32, INT8 = "float32", "int8"
 WEIGHTS_FILE, PLAIN_FILE, OPTIMIZED_FILE = "student.safetensors", "plain.onnx", "optimized.onnx"
 FLOAT32_FILE, MATMUL_FILE = "model.onnx", "model.matmul.onnx"
+EXPLAIN_FILE = "model.explain.onnx"
 INT8_FILE, FP16_FILE = "model.int8.onnx", "model.fp16.onnx"
 TORCHSCRIPT_FILE, PT2_FILE = "model.torchscript", "model.pt2"
 
@@ -100,6 +101,7 @@ _ALL = (
     ),
     Row(key=FLOAT32, label="ours float32", file=FLOAT32_FILE, how="onnx"),
     Row(key="matmul", label="ours float32, plain attention", file=MATMUL_FILE, how="onnx"),
+    Row(key="explain", label="ours explain, with rollouts", file=EXPLAIN_FILE, how="onnx"),
     Row(
         key=INT8,
         label="ours int8",

@@ -33,23 +33,33 @@ export class Failure extends Error {
   }
 }
 
+/** What the service says of one picture; `how` is what `submit` takes. */
+export function classify(file, { blend, ...how }) {
+  return submit("/v1/classify", file, { experts: "true", top_k: TOP_K, blend }, how);
+}
+
+/** The same with where both experts looked, of a model that explains. */
+export function explain(file, how) {
+  return submit("/v1/explain", file, {}, how);
+}
+
 /**
- * What the service says of one picture.
+ * The answer to one picture, of a model or the default one.
  *
  * A busy service says when to come back; that is done here, a few times, with `onWait(seconds)`
  * called before each pause.
  */
-export async function classify(file, { blend, model, signal, onWait }) {
+async function submit(path, file, options, { model, signal, onWait }) {
   try {
     await file.slice(0, 1).arrayBuffer();
   } catch {
     throw new Failure("This file cannot be read", "It may have moved, or it is a folder.");
   }
   const chosen = model && { model: model.name, version: model.version };
-  const query = new URLSearchParams({ experts: "true", top_k: TOP_K, blend, ...chosen });
+  const query = new URLSearchParams({ ...options, ...chosen });
   for (let attempt = 1; ; attempt++) {
     try {
-      return await ask(`/v1/classify?${query}`, {
+      return await ask(`${path}?${query}`, {
         method: "POST",
         body: file,
         // The bytes say what a file is; its name, which a browser goes by, may lie.

@@ -1,8 +1,9 @@
 // The page that classifies: files come in, each becomes a card that asks for its own answer.
 
 import { count, opinions, verdict, weights } from "./answer.js";
-import { classify, Failure, fetchModels, useKey } from "./api.js";
+import { classify, explain, Failure, fetchModels, useKey } from "./api.js";
 import { byId, make } from "./dom.js";
+import { Looks } from "./explain.js";
 
 const MAX_CARDS = 100;
 const AT_ONCE = 4; // requests in flight; the service's queue is for everybody
@@ -88,7 +89,7 @@ class Card {
   clear() {
     this.answered = this.locked = false;
     this.element.classList.remove("failed");
-    this.element.querySelector(".opinions")?.remove();
+    for (const part of this.element.querySelectorAll(".opinions, .looks")) part.remove();
   }
 
   showResult(result, model, blend) {
@@ -97,6 +98,19 @@ class Card {
     this.answered = true;
     this.words.replaceChildren(...verdict(result, model));
     this.element.append(opinions(result, blend));
+    if (model?.explain) this.element.append(this.looksOf(model).element);
+  }
+
+  /** Where a model's experts looked, which no slider changes; kept until another model answers. */
+  looksOf(model) {
+    if (this.looks?.model === model) return this.looks;
+    this.looks?.close();
+    const ask = (signal, onWait) => explain(this.file, { model, signal, onWait });
+    const { name, address } = this;
+    const cropPct = model.preprocess.crop_pct;
+    this.looks = new Looks({ name, address, cropPct, ask, onLocked: askForKey });
+    this.looks.model = model;
+    return this.looks;
   }
 
   showFailure(failure) {
@@ -123,6 +137,7 @@ class Card {
     const place = cards.indexOf(this);
     if (place < 0) return;
     this.abort?.abort();
+    this.looks?.close();
     URL.revokeObjectURL(this.address);
     cards.splice(place, 1);
     // The focus was on a button that goes away with the card.
