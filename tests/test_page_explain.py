@@ -19,12 +19,13 @@ from tests.service_support import CLASSIFY, EXPLAIN, PATIENCE_S, picture
 
 ASK = "#answers > .card .looks > button"
 DRAWN = "document.querySelectorAll('.maps canvas').length"
-# The colour in the middle of each ninth of a drawing, rows from the top.
-NINTHS = """[...document.querySelectorAll('.maps canvas')].map((canvas) => {
-  const at = (i) => [...canvas.getContext("2d").getImageData(
-    Math.round(canvas.width * ((i % 3) + 0.5) / 3),
-    Math.round(canvas.height * (Math.floor(i / 3) + 0.5) / 3), 1, 1).data];
-  return Array.from({ length: 9 }, (_, i) => at(i));
+# Of each drawing: the colour in the middle of every ninth of the square in it, rows from the top,
+# and one left of the square.
+COLOURS = """[...document.querySelectorAll('.maps canvas')].map((canvas) => {
+  const at = (column, row) => [...canvas.getContext("2d").getImageData(
+    Math.round(canvas.width / 2 + canvas.height * (column - 1) / 3),
+    Math.round(canvas.height * (row + 0.5) / 3), 1, 1).data];
+  return [...Array.from({ length: 9 }, (_, i) => at(i % 3, Math.floor(i / 3))), at(-1, 1)];
 })"""
 
 
@@ -115,10 +116,12 @@ def ninths(rows: Any) -> Any:
     return fine.reshape(3, side, 3, side).sum(axis=(1, 3)) / fine.sum()
 
 
-def test_the_most_is_yellow_and_lies_where_the_map_says(tab: Tab, world: World) -> None:
+def test_the_most_is_yellow_and_lies_where_the_map_says(
+    tab: Tab, world: World, tmp_path: Path
+) -> None:
     """One patch of three by three has it all: another in each map."""
-    grey = Path(world.bundle.path).parent / "grey.png"
-    Image.new("RGB", (90, 90), (128, 128, 128)).save(grey)
+    grey = tmp_path / "grey.png"
+    Image.new("RGB", (180, 90), (128, 128, 128)).save(grey)
     answered(tab, [grey])
     corner, bottom = np.zeros((2, 3, 3))
     corner[0, 2] = bottom[2, 1] = 0.5
@@ -126,8 +129,11 @@ def test_the_most_is_yellow_and_lies_where_the_map_says(tab: Tab, world: World) 
     world.instead[:] = [JSONResponse({"rollouts": rollouts})]
     press(tab)
     tab.until(f"{DRAWN} === 2")
-    for drawn, place in zip(tab.js(NINTHS), (2, 7), strict=True):
-        red, green, blue, _ = np.array(drawn).T
+    for drawn, place in zip(tab.js(COLOURS), (2, 7), strict=True):
+        *inside, outside = drawn
+        assert outside[:3] == pytest.approx([50] * 3, abs=20), "dark, and no map there"
+        assert np.ptp(outside[:3]) < 15
+        red, green, blue, _ = np.array(inside).T
         yellow = np.minimum(red, green) - blue
         assert yellow.argmax() == place
         assert yellow[place] > 60
@@ -139,7 +145,6 @@ def test_the_most_is_yellow_and_lies_where_the_map_says(tab: Tab, world: World) 
         "(11.1% if it looked everywhere alike).",
     ]
     assert "overlap by 0.0%" in tab.text(".maps > .detail")
-    assert "bright square" not in tab.text(".maps > .detail")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +240,7 @@ def test_a_picture_that_the_browser_cannot_show_has_its_maps(
     tab.until(f"{DRAWN} === 2")
     sides = tab.js("[...document.querySelectorAll('.maps canvas')].map((e) => e.width - e.height)")
     assert sides == [0, 0]
+    assert "bright square" not in tab.text(".maps > .detail")
 
 
 def test_without_explanations_there_is_no_such_button(opened: Tab, photo: Path) -> None:
