@@ -95,6 +95,7 @@ def test_the_card_says_what_is_served(client: TestClient, classifier: Classifier
         "preprocess": json.loads(json.dumps(bundle.preprocess.to_dict())),
         "artefacts": bundle.manifest["artefacts"],
         "provider": "CPUExecutionProvider",
+        "explain": False,
     }
     assert client.get("/v1/models").json() == {"models": [card]}
     assert client.get("/v1/models/digits").json() == card
