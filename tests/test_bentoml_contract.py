@@ -318,6 +318,7 @@ def test_excluded_urls_switch_tracing_off() -> None:
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
     service: Any = LongTailClassifier
+    service.inject_config()  # as `bentoml serve` does; the settings are the process's
     layers = service.to_asgi().user_middleware
     (settings,) = (layer.kwargs for layer in layers if layer.cls is OpenTelemetryMiddleware)
     seen: list[Send] = []

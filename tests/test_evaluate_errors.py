@@ -4,7 +4,8 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,9 @@ def test_ctrl_c_leaves_the_former_evaluation(
     former = (output / "metrics.json").read_bytes()
     capsys.readouterr()
 
-    def interrupted(*arguments: Any, **options: Any) -> Iterator[Any]:
-        yield next(predict_iter(*arguments, **options))
+    def interrupted(*arguments: Any, **options: Any) -> Generator[Any, None, None]:
+        with closing(predict_iter(*arguments, **options)) as results:
+            yield next(results)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("deitlt.evaluation.answers.predict_iter", interrupted)

@@ -4,6 +4,7 @@ Legend: `N` images, `C` classes, `B` bins.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,8 +130,9 @@ def _classify(
     """The one place that knows how images are run: what becomes of each, in order."""
     options = Options(top_k=1, logits=True)
     sources = (Source(path, path.as_posix()) for path in paths)
-    results = predict_iter(classifier, sources, options, num_workers=num_workers)
-    return (result for _, result in results)
+    with closing(predict_iter(classifier, sources, options, num_workers=num_workers)) as results:
+        for _, result in results:
+            yield result
 
 
 def _name(path: Path, source: Path) -> str:
