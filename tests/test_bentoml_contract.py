@@ -29,7 +29,6 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.service import LongTailClassifier
 from tests.service_support import PATIENCE_S
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -311,28 +310,6 @@ def test_on_deployment_can_refuse_the_start(tmp_path: Path) -> None:
     process = start_probe(tmp_path, 0, PROBE_REFUSES="1")
     assert process.wait(PATIENCE_S) == 3
     assert (tmp_path / "notes").read_text() == "deployment\n"
-
-
-def test_excluded_urls_switch_tracing_off() -> None:
-    """serving/service.py: no tracing layer, and so request ids of our own."""
-    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
-
-    service: Any = LongTailClassifier
-    service.inject_config()  # as `bentoml serve` does; the settings are the process's
-    layers = service.to_asgi().user_middleware
-    (settings,) = (layer.kwargs for layer in layers if layer.cls is OpenTelemetryMiddleware)
-    seen: list[Send] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append(send)
-
-    async def send(message: Any) -> None: ...
-
-    scope = {"type": "http", "method": "GET", "path": "/x", "query_string": b"", "headers": []}
-    scope |= {"scheme": "http", "server": ("127.0.0.1", 1), "root_path": ""}
-    traced: Any = OpenTelemetryMiddleware(app, **settings)
-    asyncio.run(traced(scope, None, send))
-    assert seen == [send]  # not wrapped in the layer's own
 
 
 def test_restarts_of_killed_workers_stop_in_bentomls_own_container(
