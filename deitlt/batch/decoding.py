@@ -26,13 +26,17 @@ from deitlt.preprocess import Pixels, PreprocessSpec
 Errors = list[ImageError | None]
 # A worker has nothing to multiply: threads of NumPy's libraries would only cost it memory.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# Of a source by itself: what killed one worker may have killed an idle one too, the next one asked.
+ALONE_TRIES = 2
+# Of one worker, where something kills them as they start.
+START_TRIES = 5
 
 
 class DecodePool:
     """So many chunks of sources at once, each in a thread or in a process behind one.
 
     A process that dies (a crash in a codec, the system short of memory, kill -9) is replaced, and
-    the sources it had are decoded once more, one at a time: who kills one again gets an error.
+    the sources it had are decoded once more, one at a time: who kills more of them gets an error.
     """
 
     def __init__(
@@ -86,12 +90,13 @@ class DecodePool:
             return [self._alone(source, out[i : i + 1]) for i, source in enumerate(sources)]
 
     def _alone(self, source: Readable, out: Pixels) -> ImageError | None:
-        try:
-            return self._ask([source], out)[0]
-        except _Died:
-            if self._closed:
-                raise
-            return DecodeFailed("the process that decoded the image died of it")
+        for _ in range(ALONE_TRIES):
+            try:
+                return self._ask([source], out)[0]
+            except _Died:
+                if self._closed:
+                    raise
+        return DecodeFailed("the process that decoded the image died of it")
 
     def _ask(self, sources: Sequence[Readable], out: Pixels) -> Errors:
         try:
@@ -110,13 +115,23 @@ class DecodePool:
         return errors
 
     def _start(self) -> "_Worker":
-        with self._lock:
-            if self._closed:
-                raise _Died
-            worker = _Worker()
-            self._workers.add(worker)
-        worker.greet(self._spec, self._max_pixels)
-        return worker
+        """A new worker; one that something kills before it is up is replaced."""
+        for _ in range(START_TRIES):
+            with self._lock:
+                if self._closed:
+                    raise _Died
+                worker = _Worker()
+                self._workers.add(worker)
+            try:
+                worker.greet(self._spec, self._max_pixels)
+            except _Died:
+                with self._lock:
+                    self._workers.discard(worker)
+                worker.kill()
+                worker.close()
+            else:
+                return worker
+        raise RuntimeUnavailable(_no_process(f"{START_TRIES} were killed before they were up"))
 
 
 class _Died(Exception):
@@ -150,10 +165,14 @@ class _Worker:
         """Wait until it is up, and say how images are prepared.
 
         Raises:
-            RuntimeUnavailable: it ended instead.
+            RuntimeUnavailable: it ended of itself.
+            _Died: it was killed.
         """
         if self._answers.read(len(READY)) != READY:
-            raise RuntimeUnavailable(_no_process(f"it ended with status {self._process.wait()}"))
+            status = self._process.wait()
+            if status < 0:
+                raise _Died
+            raise RuntimeUnavailable(_no_process(f"it ended with status {status}"))
         self._send((spec, max_pixels))
 
     def decode(self, sources: Sequence[Readable], out: Pixels) -> Errors:
