@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -37,7 +38,6 @@ def test_a_whole_quick_run(
     assert set(rows) == ROWS
     for row in rows.values():
         check_row(row)
-    assert rows["pure"]["wall_ratio"]["low"] > 1  # decoding takes something
     for row in figures["servers"].values():
         check_conduct(row)
     assert figures["servers"]["ours"]["statuses"] == {
@@ -46,7 +46,8 @@ def test_a_whole_quick_run(
     }  # fmt: skip
     for loads in figures["open"].values():
         assert set(loads) == {"0.7", "4.0"}
-        assert all(load["goodput"] > 0 for windows in loads.values() for load in windows)
+        answered = [set(load["statuses"]) for windows in loads.values() for load in windows]
+        assert all(codes and codes <= {"200", "429", "503"} for codes in answered)
     assert set(figures["soak"]["statuses"]) == {"200"}
     for part in ("goals", "no claim where intervals overlap", "goodput at 4 times", "soak, ours"):
         assert part in table
@@ -58,8 +59,9 @@ def check_row(row: dict[str, Any]) -> None:
     """Every round was kept, and its ratios follow from what was counted."""
     assert (len(row["rounds"]), row["dropped"], row["without_answers"]) == (2, [], 0)
     for taken in row["rounds"]:
-        # Bare windows are half as long each, so both together are as long as the server's.
-        assert taken["wall_ratio"] == pytest.approx(taken["images"] / taken["bare_images"], rel=0.2)
+        bare = mean(window["images"] / window["seconds"] for window in taken["bare"])
+        rate = taken["images"] / taken["seconds"]
+        assert taken["wall_ratio"] == pytest.approx(rate / bare)
         assert set(taken["statuses"]) == {"200"}
         assert taken["server_cpu_s"] > 0
     ratios = sorted(taken["wall_ratio"] for taken in row["rounds"])

@@ -83,8 +83,11 @@ class Round:
             "overhead_ms": self.overhead_ms,
             "steal": self.steal,
             "images": self.target.images(),
-            "bare_images": self.before.images() + self.after.images(),
             "seconds": self.target.end - self.target.start,
+            "bare": [
+                {"images": calls.images(), "seconds": calls.end - calls.start}
+                for calls in (self.before, self.after)
+            ],
             "server_cpu_s": self.target.server_cpu_s,
             "client_cpu_s": self.target.client_cpu_s,
             "statuses": self.target.statuses(),
