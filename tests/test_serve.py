@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from deitlt.bundle import default_bundle
@@ -124,9 +125,15 @@ def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("serve")) as (_, port):
-        yield f"http://127.0.0.1:{port}"
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[psutil.Process, int]]:
+    """The supervisor and its port."""
+    with serving(tmp_path_factory.mktemp("serve")) as (process, port):
+        yield psutil.Process(process.pid), port
+
+
+@pytest.fixture(scope="module")
+def url(served: tuple[psutil.Process, int]) -> str:
+    return f"http://127.0.0.1:{served[1]}"
 
 
 def test_served_answers_equal_predict(url: str, classifier: Classifier) -> None:
@@ -136,6 +143,17 @@ def test_served_answers_equal_predict(url: str, classifier: Classifier) -> None:
     assert without_envelope(response.json()) == plain(classifier.predict([data], experts=True)[0])
     several = httpx.post(f"{url}{CLASSIFY}", files=as_files(data, b"junk"))
     assert ["error" in result for result in several.json()["results"]] == [False, True]
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux alone has such threads")
+def test_no_thread_of_the_worker_interrupts_another(
+    served: tuple[psutil.Process, int], url: str
+) -> None:
+    assert httpx.post(f"{url}{CLASSIFY}", content=picture()).status_code == 200
+    (worker,) = served[0].children()
+    policies = [os.sched_getscheduler(thread.id) for thread in worker.threads()]
+    assert os.sched_getscheduler(worker.pid) == os.SCHED_BATCH
+    assert policies.count(os.SCHED_BATCH) >= 2  # the event loop and what classified the picture
 
 
 def test_served_errors_have_the_one_body(url: str) -> None:
