@@ -1,6 +1,8 @@
 """The serving benchmark: its whole run at the smallest scale, and what it refuses."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -8,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from deitlt.program import TERMINATED
 from serving.benchmark import __main__ as benchmark
 from serving.benchmark.servers import SERVERS
 from serving.benchmark.trees import MARK, _environ, _processes
+from serving.benchmark.windows import Round, take_round
 
 ROWS = {"pure", "ours", "fastapi", "batchable"}
 
@@ -18,6 +22,7 @@ ROWS = {"pure", "ours", "fastapi", "batchable"}
 def test_a_whole_quick_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    others = servers()
     absent = replace(SERVERS["litserve"], needs=("no_such_module",))
     monkeypatch.setitem(SERVERS, "litserve", absent)
     file = tmp_path / "figures.json"
@@ -51,8 +56,41 @@ def test_a_whole_quick_run(
     assert set(figures["soak"]["statuses"]) == {"200"}
     for part in ("goals", "no claim where intervals overlap", "goodput at 4 times", "soak, ours"):
         assert part in table
-    marks = [pid for pid in _processes() if any(t.startswith(MARK.encode()) for t in _environ(pid))]
-    assert marks == []  # nothing was left behind
+    assert figures["complete"] is True
+    assert servers() <= others
+
+
+def test_what_was_measured_before_sigterm_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = servers()
+    rounds: list[int] = []
+
+    def take(*arguments: Any) -> Round:
+        rounds.append(len(rounds))
+        if len(rounds) == 4:  # of pure, ours, ours, pure
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_round(*arguments)
+
+    monkeypatch.setattr("serving.benchmark.run.take_round", take)
+    file = tmp_path / "figures.json"
+    flags = ["--quick", "--servers", "ours", "--concurrency", "2", "4", "--seconds", "0.1"]
+    assert benchmark.main([*flags, "--max-steal", "1", "--json", str(file)]) == TERMINATED
+    said, figures = capsys.readouterr(), json.loads(file.read_text())
+    assert said.err.endswith("\nserving.benchmark: interrupted\n")
+    assert "\n2 under way" in said.out
+    assert "\nINTERRUPTED" in said.out
+    assert {key: len(row["rounds"]) for key, row in figures["closed"]["2"].items()} == {
+        "pure": 1, "ours": 2,
+    }  # fmt: skip
+    assert figures["complete"] is False
+    assert servers() <= others
+
+
+def servers() -> set[int]:
+    """Processes of any benchmark's servers that run now."""
+    mark = MARK.encode()
+    return {pid for pid in _processes() if any(text.startswith(mark) for text in _environ(pid))}
 
 
 def check_row(row: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from deitlt.engine import usable_cores
 from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.files import write_json
 from deitlt.measuring import MAX_STEAL, Steal, describe, format_steal, hardware, versions
-from deitlt.program import OneLineParser, run_program, typed
+from deitlt.program import OneLineParser, Terminated, run_program, sigterm_raises, typed
 from serving.benchmark.peers.triton_server import look_into
 from serving.benchmark.photos import made_up_photos, read_photos
 from serving.benchmark.report import (
@@ -49,14 +49,18 @@ then gets another share of the cores than bare calls: wall ratios say nothing, r
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure; returns 0, whether or not goals are met, or 2 with one line on what was wrong."""
+    """Measure; returns 0, whether or not goals are met, or 2 with one line on what was wrong.
+
+    Interrupted or terminated it stops the servers, prints what it has and returns 130 or 143.
+    """
     arguments = _parser().parse_args(argv)
     command_line = typed(PROGRAM, argv)
 
     def body() -> None:
         benchmark(arguments, command_line)
 
-    return run_program(PROGRAM, body, output=arguments.json)
+    with sigterm_raises():
+        return run_program(PROGRAM, body, output=arguments.json, interrupted="interrupted")
 
 
 def benchmark(arguments: argparse.Namespace, command_line: str) -> dict[str, Any]:
@@ -64,6 +68,7 @@ def benchmark(arguments: argparse.Namespace, command_line: str) -> dict[str, Any
 
     Raises:
         DeitLTError: one of its kinds; the text is for the user.
+        KeyboardInterrupt: like `Terminated`, after printing and writing what was found before.
     """
     _check(arguments)
     plan = _plan(arguments)
@@ -87,18 +92,29 @@ def benchmark(arguments: argparse.Namespace, command_line: str) -> dict[str, Any
         "busy_before": busy_processes(1.0, BUSY_SHARE),
     }
     print(describe(about, *_circumstances(about, plan)), flush=True)
-    steal = Steal()
+    steal, found = Steal(), Findings()
+    cut_short: BaseException | None = None
     with tempfile.TemporaryDirectory(prefix="deitlt-benchmark-") as folder:
         setup = Setup(bundle.path, arguments.variant, arguments.triton, Path(folder))
-        found = measure(plan, setup, images)
+        try:
+            measure(plan, setup, images, found)
+        except (KeyboardInterrupt, Terminated) as error:
+            if not found.series:
+                raise
+            cut_short = error
     stolen = steal.share()
     print(_text(found, arguments.goal, plan.max_steal))
     print(f"\n{format_steal(stolen)}")
     if about["busy_before"]:
         print(CROWDED)
-    report = about | {"plan": vars(plan), "steal": stolen, **_fields(found)}
+    if cut_short is not None:
+        print("\nINTERRUPTED: what the command asks for beyond this was not measured")
+    complete = {"complete": cut_short is None}
+    report = about | complete | {"plan": vars(plan), "steal": stolen, **_fields(found)}
     if arguments.json is not None:
         write_json(arguments.json, report)
+    if cut_short is not None:
+        raise cut_short
     return report
 
 

@@ -141,7 +141,7 @@ def _launch(server: Server, setup: Setup, launch: Launch, port: int) -> tuple[Tr
     ready = get(server.ready)
     try:
         return tree, tree.wait_until(lambda: ask_once(port, ready)[0] == 200)
-    except RuntimeUnavailable:
+    except BaseException:
         tree.stop()
         raise
 

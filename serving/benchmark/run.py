@@ -77,22 +77,20 @@ class Findings:
         return {PURE: PURE_LABEL, **{k: r.server.label for k, r in self.servers.items()}}
 
 
-def measure(plan: Plan, setup: Setup, images: list[bytes]) -> Findings:
-    """All of it; no server is left behind.
+def measure(plan: Plan, setup: Setup, images: list[bytes], found: Findings) -> None:
+    """All of it, noted in `found` as it comes; however this is left, no server is left behind.
 
     Raises:
         DeitLTError: the bundle or an image cannot be used.
     """
     classifier = load(setup.bundle, variant=setup.variant, device="cpu", num_threads=1)
     bare = Bare(classifier, images)
-    found = Findings()
     try:
         _start_all(plan, setup, images, bare, found)
         for concurrency in plan.concurrency:
-            found.series[concurrency] = _closed(plan, concurrency, bare, found.servers)
-        for key, running in found.servers.items():
-            if plan.shares:
-                found.loads[key] = _open(plan, running)
+            _closed(plan, concurrency, bare, found)
+        for key in found.servers:
+            _open(plan, key, found)
         if plan.soak_minutes and "ours" in found.servers:
             ours = found.servers["ours"]
             say(f"soak for {plan.soak_minutes:g} minutes")
@@ -108,7 +106,6 @@ def measure(plan: Plan, setup: Setup, images: list[bytes]) -> Findings:
         for _ in range(plan.starts - 1):
             say(f"start of {running.server.label}")
             start_again(running, setup)
-    return found
 
 
 def _start_all(plan: Plan, setup: Setup, images: list[bytes], bare: Bare, found: Findings) -> None:
@@ -141,17 +138,14 @@ def _start_all(plan: Plan, setup: Setup, images: list[bytes], bare: Bare, found:
             say(f"{server.label} is skipped: {why}")
 
 
-def _closed(
-    plan: Plan, concurrency: int, bare: Bare, servers: dict[str, Running]
-) -> dict[str, Series]:
+def _closed(plan: Plan, concurrency: int, bare: Bare, found: Findings) -> None:
     takes: dict[str, Take] = {PURE: bare.pure}
-    takes |= {key: partial(_ask, running) for key, running in servers.items()}
-    series = {key: Series() for key in takes}
+    takes |= {key: partial(_ask, running) for key, running in found.servers.items()}
+    series = found.series[concurrency] = {key: Series() for key in takes}
     for number, key in enumerate(in_turns(list(takes), plan.rounds)):
         say(f"{concurrency} under way, round {number // len(takes) + 1}, {key}")
         taken = take_round(bare.classify, takes[key], concurrency, plan.seconds, plan.warm_up_s)
         series[key].add(taken, plan.max_steal)
-    return series
 
 
 def _ask(running: Running, concurrency: int, seconds: float, warm_up_s: float) -> Calls:
@@ -162,19 +156,17 @@ def _ask(running: Running, concurrency: int, seconds: float, warm_up_s: float) -
         )  # fmt: skip
 
 
-def _open(plan: Plan, running: Running) -> dict[float, list[Load]]:
-    loads: dict[float, list[Load]] = {share: [] for share in plan.shares}
+def _open(plan: Plan, key: str, found: Findings) -> None:
+    running = found.servers[key]
     with alone(running):
         for _ in range(plan.load_rounds):
-            for share, windows in loads.items():
+            for share in plan.shares:
                 say(f"{running.server.label}, {share:g} times capacity")
-                windows.append(
-                    take_load(
-                        running.tree, running.port, running.requests, share, plan.seconds,
-                        plan.warm_up_s,
-                    )
+                window = take_load(
+                    running.tree, running.port, running.requests, share, plan.seconds,
+                    plan.warm_up_s,
                 )  # fmt: skip
-    return loads
+                found.loads.setdefault(key, {}).setdefault(share, []).append(window)
 
 
 @contextmanager
