@@ -13,7 +13,7 @@ import uuid
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -29,6 +29,12 @@ from serving.backend import Backend, backend_of
 from serving.drain import Drain
 from serving.openapi import PATHS
 
+# Of answers that do not say otherwise.
+_DEFAULTS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 # What a browser must be able to load before a person can type a key; it tells nothing of the model.
 _OPEN = re.compile(r"/|/docs|/openapi\.json|/page/.*|/v2/health/.*")
@@ -83,14 +89,16 @@ class Frontend:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                stamped = MutableHeaders(scope=message)
-                stamped["X-Request-ID"] = request_id
-                stamped["X-Total-Time-Ms"] = f"{1000 * (time.perf_counter() - start):.1f}"
-                stamped.setdefault("X-Content-Type-Options", "nosniff")
-                stamped.setdefault("Referrer-Policy", "no-referrer")
-                stamped.setdefault("Cache-Control", "no-store")
+                passed = f"{1000 * (time.perf_counter() - start):.1f}"
+                stamps = [
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-total-time-ms", passed.encode()),
+                ]
+                given = {name for name, _ in message["headers"]}
+                stamps += [stamp for stamp in _DEFAULTS if stamp[0] not in given]
                 if self.drain.begun:
-                    stamped["Connection"] = "close"
+                    stamps.append((b"connection", b"close"))
+                message = {**message, "headers": [*message["headers"], *stamps]}
             await send(message)
 
         try:

@@ -155,16 +155,39 @@ async def finished(futures: list[Future[Any]], request: Request) -> list[Any]:
     Raises:
         ClientDisconnect: nobody waits for the answer any more.
     """
-    answers = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
-    gone = asyncio.ensure_future(_disconnected(request))
+    # By hand: gather over wrap_future and wait make four futures and tasks an image, and the event
+    # loop shares its core with the model.
+    loop = asyncio.get_running_loop()
+    settled: asyncio.Future[None] = loop.create_future()
+    num_open = len(futures)
+
+    def settle(_: object = None) -> None:
+        if not settled.done():
+            settled.set_result(None)
+
+    def count() -> None:
+        nonlocal num_open
+        num_open -= 1
+        if num_open == 0:
+            settle()
+
+    def tell(_: object) -> None:  # on one of the engine's threads
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(count)
+
+    gone = loop.create_task(_disconnected(request))
+    gone.add_done_callback(settle)
     try:
-        await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not answers.done():
+        for future in futures:
+            future.add_done_callback(tell)
+        await settled
+        if num_open:
             raise ClientDisconnect
-        return list(answers.result())
+        return [future.exception() or future.result() for future in futures]
     finally:
         gone.cancel()
-        answers.cancel()
+        for future in futures:
+            future.cancel()
 
 
 def read_options(query: QueryParams) -> Options:
