@@ -151,9 +151,9 @@ def test_goodput_is_relative_to_the_closed_loops_beside_it() -> None:
 
 
 def test_a_slope_of_memory_is_that_of_the_second_half() -> None:
-    grows = [(0.0, 100.0)] * 30 + [(0.0, 100.0 + i) for i in range(30)]
+    grows = [(100.0, 0.0)] * 30 + [(100.0 + i, 0.0) for i in range(30)]
     assert Soak(60, [], grows).slope_mib_per_hour == pytest.approx(60)
-    assert Soak(60, [], [(0.0, 5.0)] * 60).slope_mib_per_hour == pytest.approx(0, abs=1e-6)
+    assert Soak(60, [], [(5.0, 0.0)] * 60).slope_mib_per_hour == pytest.approx(0, abs=1e-6)
 
 
 def test_the_client_reads_answers_in_pieces_and_by_the_right_length() -> None:
@@ -210,6 +210,20 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
         )
     assert max(found.milliseconds()) >= 290  # counted from when they were due
     assert 60 <= len(found.calls) <= 140
+    assert set(found.statuses()) == {200}
+
+
+def test_an_open_loop_leaves_connections_that_the_server_has_ended() -> None:
+    def answer_and_end(number: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(ANSWER)
+        writer.close()
+
+    with answering(answer_and_end) as port:
+        found = open_loop(
+            port, [get("/")], rate=10, seconds=0.8, warm_up_s=0.0, server_cpu=lambda: 0.0,
+            seed=34,  # no two of whose times are less than 80 ms apart
+        )  # fmt: skip
+    assert len(found.calls) >= 5
     assert set(found.statuses()) == {200}
 
 

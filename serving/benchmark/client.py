@@ -247,6 +247,9 @@ def open_loop(
     free: list[Connection] = []
 
     async def send(due: float, request: bytes) -> None:
+        # A server may have ended one that nobody used for some seconds.
+        while free and not free[-1].open:
+            free.pop()
         connection = free.pop() if free else await connect(port)
         status, _, _ = await connection.ask(request)
         calls.append(Call(due, time.perf_counter(), status))

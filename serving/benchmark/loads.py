@@ -117,12 +117,15 @@ class Soak:
 
     @property
     def slope_mib_per_hour(self) -> float:
-        """Of proportional memory, by least squares over the second half."""
+        """Of resident memory, by least squares over the second half.
+
+        Proportional memory also falls and rises with other programs that share a library.
+        """
         half = self.memory_mib[len(self.memory_mib) // 2 :]
         hours = np.arange(len(half)) * self.minutes / 60 / len(self.memory_mib)
         if len(half) < 2:
             return 0.0
-        return float(np.polyfit(hours, [pss for _, pss in half], 1)[0])
+        return float(np.polyfit(hours, [rss for rss, _ in half], 1)[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -160,8 +160,8 @@ def format_soak(found: Soak) -> str:
     total = sum(found.statuses.values())
     first, last = found.memory_mib[0], found.memory_mib[-1]
     return (
-        f"\nsoak, ours: {found.minutes:g} minutes, {total} answers, {bad} not 200; memory (PSS) "
-        f"{first[1]:.0f} MiB at first, {last[1]:.0f} at the end, {found.slope_mib_per_hour:+.1f} "
+        f"\nsoak, ours: {found.minutes:g} minutes, {total} answers, {bad} not 200; memory (RSS) "
+        f"{first[0]:.0f} MiB at first, {last[0]:.0f} at the end, {found.slope_mib_per_hour:+.1f} "
         f"MiB an hour over the second half"
     )
 
