@@ -185,12 +185,11 @@ def test_tensors_are_compared_where_a_server_states_no_parameters(
 
 @both_protocols
 def test_a_refused_request_is_not_repeated(
-    protocol: Protocol, connect: Open, server: Server, monkeypatch: pytest.MonkeyPatch
+    protocol: Protocol, connect: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runtime = connect(protocol)
-    pauses: list[float] = []
+    runtime, pauses = connect(protocol), list[float]()
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
-    monkeypatch.setattr("deitlt.triton_runtime.time", clock)
+    monkeypatch.setattr(triton_runtime, "time", clock)
     line = refusal(RuntimeUnavailable, lambda: runtime.run(np.zeros((1, 9, 9, 3), np.uint8)))
     assert "unexpected shape" in line
     assert pauses == []

@@ -37,8 +37,11 @@ def write_photos(folder: Path, number: int, sizes: Sequence[tuple[int, int]]) ->
 def decode_bare(paths: Sequence[Path], side: int) -> int:
     """Decode and resize pictures with Pillow and nothing else; returns how many."""
     for path in paths:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        # From memory, and converted only if need be: either takes a tenth longer otherwise.
+        image: Image.Image = Image.open(BytesIO(path.read_bytes()))
+        image.load()
+        if image.mode != "RGB":
+            image = image.convert("RGB")
         scale = side / min(image.size)
         width, height = (int(length * scale) for length in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
