@@ -194,6 +194,8 @@ def _of_all_processes(tensor: Tensor) -> Tensor:
     """The tensors of all processes, one after the other."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return tensor
-    parts = tensor.new_empty(distributed.get_world_size() * len(tensor), *tensor.shape[1:])
-    distributed.all_gather_into_tensor(parts, tensor.contiguous())
-    return parts
+    tensor = tensor.contiguous()
+    parts = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
+    # The form that writes into one tensor has another name from torch 2.14 on.
+    distributed.all_gather(parts, tensor)
+    return torch.cat(parts)
