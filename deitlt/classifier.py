@@ -235,6 +235,7 @@ def load(
     device: Device = "auto",
     num_threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    fast_decode: bool = False,
 ) -> Classifier:
     """A classifier from a bundle folder, or from the packaged digits bundle.
 
@@ -244,11 +245,14 @@ def load(
         device: `auto`, `cpu` or `cuda`; `cuda` fails rather than fall back.
         num_threads: threads inside one model call; None means all cores.
         max_pixels: images with more pixels are refused.
+        fast_decode: prepare large images faster and a little differently, see `PreprocessSpec`.
 
     Raises:
         BundleError: the bundle is missing, damaged or changed, or has no such variant.
         RuntimeUnavailable: no runtime, or the device cannot be had.
     """
     bundle = open_bundle(model if model is not None else default_bundle())
+    if fast_decode:
+        bundle = bundle.with_fast_decode()
     runtime = open_runtime(bundle, variant, device=device, num_threads=num_threads)
     return Classifier(bundle, runtime, max_pixels=max_pixels)

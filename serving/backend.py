@@ -87,6 +87,8 @@ def load_model(settings: Settings, metrics: Metrics, path: Path) -> Classifier:
         DeitLTError: the bundle, the device or the server cannot be used.
     """
     bundle = open_bundle(path)
+    if settings.fast_decode:
+        bundle = bundle.with_fast_decode()
     if settings.triton:
         remote = TritonRuntime(
             settings.triton, bundle, timeout_s=settings.timeout_s, binary=settings.triton_binary

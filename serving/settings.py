@@ -69,6 +69,10 @@ class Settings:
     max_pixels: int
     """`DEITLT_MAX_PIXELS`: largest width times height of an image (50 million)."""
 
+    fast_decode: bool
+    """`DEITLT_FAST_DECODE`: decode large JPEGs at a fraction of their size and resize only what is
+    kept: true, or false (default). Pixels, and so scores, then differ a little."""
+
     max_images: int
     """`DEITLT_MAX_IMAGES`: images in one request (64), and never more than the engine holds."""
 
@@ -127,6 +131,7 @@ class Settings:
             queue_size=_number(environ, "DEITLT_QUEUE_SIZE", 64, 0, 100_000),
             max_bytes=_number(environ, "DEITLT_MAX_BYTES", 20 * 2**20, 1, 2**30),
             max_pixels=_number(environ, "DEITLT_MAX_PIXELS", MAX_PIXELS, 1, PILLOW_MAX_PIXELS),
+            fast_decode=_flag(environ, "DEITLT_FAST_DECODE"),
             max_images=_number(environ, "DEITLT_MAX_IMAGES", 64, 1, 10_000),
             timeout_s=_number(environ, "DEITLT_TIMEOUT_S", 30.0, 0.01, float(MAX_TIMEOUT_S)),
             drain_s=_number(environ, "DEITLT_DRAIN_S", 1.0, 0.0, 600.0),

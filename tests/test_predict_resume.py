@@ -78,6 +78,7 @@ def test_a_resumed_run_says_what_was_done_earlier(
         (["--experts"], "experts was false and is true"),
         (["--blend", "0.25"], "blend was 0.5 and is 0.25"),
         (["--wide"], "wide was false and is true"),
+        (["--fast-decode"], "fast-decode was false and is true"),
         (["--output-type", "logit"], 'output-type was "prob" and is "logit"'),
         (["--variant", "int8"], 'variant was "float32" and is "int8"'),
         (["photos/a"], "inputs"),

@@ -43,6 +43,7 @@ def predict_with_ray(
     batch_size: int | None = None,
     first: int = 0,
     max_pixels: int = MAX_PIXELS,
+    fast_decode: bool = False,
 ) -> Generator[tuple[S, Result], None, None]:
     """As `pipeline.predict_iter`, on a Ray cluster.
 
@@ -59,6 +60,7 @@ def predict_with_ray(
         batch_size: images a call of the model; 1 on a CPU, 64 on a GPU.
         first: how many sources came before these in an earlier run.
         max_pixels: images with more pixels are refused.
+        fast_decode: as `deitlt.load` takes it.
 
     Raises:
         RuntimeUnavailable: Ray is not installed, or the cluster has no such device.
@@ -79,6 +81,7 @@ def predict_with_ray(
         "variant": variant,
         "device": "cuda" if on_gpu else "cpu",
         "max_pixels": max_pixels,
+        "fast_decode": fast_decode,
     }
     available = int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 0))
     if available < 1:

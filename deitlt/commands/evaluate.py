@@ -91,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         classifier.runtime.provider,
         str(arguments.data),
         split,
+        bundle.preprocess.fast_decode,
     )
     write_evaluation(
         arguments.output,

@@ -262,6 +262,7 @@ def _fingerprint(
         "bundle": bundle.manifest["sha256"],
         "variant": arguments.variant,
         "device": provider,
+        "fast-decode": bundle.preprocess.fast_decode,
         "batch-size": arguments.batch_size,
         "topk": layout.top_k,
         "experts": layout.experts,
@@ -283,7 +284,11 @@ def _model(arguments: argparse.Namespace, options: Options) -> tuple[Bundle, str
     bundle = find_bundle(arguments)
     common = {"num_workers": arguments.workers, "batch_size": arguments.batch_size}
     if arguments.engine == "ray":
-        model = {"variant": arguments.variant, "device": arguments.device}
+        model = {
+            "variant": arguments.variant,
+            "device": arguments.device,
+            "fast_decode": arguments.fast_decode,
+        }
         return (
             bundle,
             "ray",

@@ -43,6 +43,7 @@ class Origin:
         provider: what it ran on.
         data: folder or file of the labelled images, as it was given.
         split: which of them.
+        fast_decode: whether images were prepared fast, with pixels a little different.
     """
 
     bundle: str
@@ -51,11 +52,13 @@ class Origin:
     provider: str
     data: str
     split: str
+    fast_decode: bool = False
 
     @property
     def name(self) -> str:
         """The bundle and its form, for people."""
-        return f"{self.bundle} (version {self.version}, {self.variant})"
+        form = f"{self.variant}, fast decode" if self.fast_decode else self.variant
+        return f"{self.bundle} (version {self.version}, {form})"
 
     @property
     def images(self) -> str:

@@ -42,6 +42,7 @@ from export.batch_benchmark.ways import (
 PROGRAM = "export.batch_benchmark"
 PACKAGES = ("numpy", "pillow", "torch", "timm", "onnxruntime", "onnxruntime-gpu")
 PIPELINE = "pipeline"
+FAST = "pipeline, fast decode"
 LEGEND = """\
 images/s: median over rounds. x: of the part's first row in the same round, median. cpu: processor
 time of an image, ms, of all processes; x cpu: the ratio of it, which a crowd on the cores disturbs
@@ -122,9 +123,10 @@ class _Run:
                 all_cores, pixels, 8, 1
             ),
             PIPELINE: pipeline(large.classifier(), self._photos, self._cores),
+            FAST: pipeline(large.classifier(fast_decode=True), self._photos, self._cores),
         }
         paces = self._turns(ways, warm_up=32, images=48)
-        bare = [name for name in ways if name != PIPELINE]
+        bare = [name for name in ways if name not in (PIPELINE, FAST)]
         best = max(bare, key=lambda name: paces[name].rate)
         order = [best, *(name for name in ways if name != best)]
         return self._show("a", large.name, {name: paces[name] for name in order})
@@ -137,6 +139,7 @@ class _Run:
                 self._web_photos, tiny.spec.img_size, self._cores
             ),
             PIPELINE: pipeline(tiny.classifier(), self._web_photos, self._cores),
+            FAST: pipeline(tiny.classifier(fast_decode=True), self._web_photos, self._cores),
         }
         return self._show("b", tiny.name, self._turns(ways, warm_up=200, images=400))
 

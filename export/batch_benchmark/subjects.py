@@ -38,9 +38,10 @@ class Contestant:
         """ONNX Runtime with so many threads inside a call."""
         return OnnxRuntime(self.graphs[precision], device="cpu", num_threads=threads)
 
-    def classifier(self, precision: str = "float32") -> Classifier:
+    def classifier(self, precision: str = "float32", *, fast_decode: bool = False) -> Classifier:
         """As the pipeline takes it."""
-        return Classifier(self.bundle, self.runtime(precision))
+        bundle = self.bundle.with_fast_decode() if fast_decode else self.bundle
+        return Classifier(bundle, self.runtime(precision))
 
 
 def make(config: StudentConfig, folder: Path, *, int8: bool = False) -> Contestant:
