@@ -12,7 +12,8 @@ bundle/
 ```
 
 Beside model.onnx, the artefact `float32`, there may be variants: model.fp16.onnx, model.int8.onnx
-and others, see `export.variants`.
+and others, see `export.variants`. A bundle exported with `--weights` also has the weights of the
+run and its learning curves, student.safetensors and results.csv, for `training.analyze`.
 """
 
 import json
@@ -32,6 +33,8 @@ SCHEMA_VERSION = 2
 MANIFEST = "bundle.json"
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
+# As they are called in the run folder they come from; nothing that classifies reads them.
+WEIGHTS, CURVES = "student.safetensors", "results.csv"
 # Raw pixels go in; a graph that takes normalised ones names its input as Hugging Face does.
 INPUT = "images"
 NORMALISED_INPUT = "pixel_values"

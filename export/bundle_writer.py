@@ -1,5 +1,6 @@
 """From a checkpoint to a bundle: every artefact is written, run on real images and judged."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,10 +13,12 @@ from tqdm import tqdm
 
 from deitlt import __version__
 from deitlt.bundle import (
+    CURVES,
     EXPLAIN,
     FLOAT32,
     GOLDEN,
     MODEL,
+    WEIGHTS,
     Artefact,
     Bundle,
     check_free,
@@ -30,7 +33,7 @@ from deitlt.preprocess import Pixels, load_batches
 from deitlt.runtimes import OnnxRuntime, Outputs, Runtime
 from deitlt.student import DeiTLT, load_student
 from deitlt.torch_runtime import TorchRuntime
-from deitlt.weights import Card
+from deitlt.weights import Card, weight_file
 from export.fuse import Attention
 from export.gate import MAX_GROUP_LOSS_POINTS, MAX_LOSS_POINTS, Gate, judge
 from export.model_card import model_card
@@ -71,6 +74,7 @@ class Options:
         max_images: verify on at most so many images, spread over the classes.
         max_loss_points: largest loss of fp16 and int8 overall, percentage points.
         max_group_loss_points: largest loss in a group with enough images to tell.
+        weights: put in the run's weights and learning curves, which fused graphs cannot give back.
     """
 
     variants: tuple[str, ...] = ()
@@ -81,6 +85,7 @@ class Options:
     max_images: int | None = None
     max_loss_points: float = MAX_LOSS_POINTS
     max_group_loss_points: float = MAX_GROUP_LOSS_POINTS
+    weights: bool = False
 
 
 def export_bundle(
@@ -121,6 +126,8 @@ def export_bundle(
         export.write_figures(manifest, split, data.name)
         if TRITON in options.variants:
             artefacts[TRITON] = _add_triton(folder, name, card, manifest)
+        if options.weights:
+            _add_weights(folder, checkpoint)
         return manifest
 
     return write_bundle(output, fill, overwrite=overwrite)
@@ -271,6 +278,14 @@ def _add_triton(folder: Path, name: str, card: Card, manifest: dict[str, Any]) -
     model = export_triton(bundle, folder / TRITON)
     graph = next(model.glob("*/model.onnx"))
     return {**manifest["artefacts"][FLOAT32], "file": graph.relative_to(folder).as_posix()}
+
+
+def _add_weights(folder: Path, checkpoint: Path) -> None:
+    """The weight file under a run's name for it, and results.csv where the run has one."""
+    weights = weight_file(checkpoint, "student")
+    shutil.copyfile(weights, folder / WEIGHTS)
+    if (curves := weights.parent / CURVES).is_file():
+        shutil.copyfile(curves, folder / CURVES)
 
 
 def _manifest(

@@ -52,6 +52,7 @@ def _export(arguments: argparse.Namespace) -> int:
             max_images=arguments.max_images,
             max_loss_points=arguments.max_loss,
             max_group_loss_points=arguments.max_group_loss,
+            weights=arguments.weights,
         ),
         overwrite=arguments.overwrite,
     )
@@ -98,6 +99,10 @@ def _parser() -> OneLineParser:
         help="ONNX: plain products (opset 20, for runtimes before ONNX Runtime 1.23) or the "
         "Attention operator (opset 23); default: the operator, in fp16 plain products",
     )
+    parser.add_argument(
+        "--weights", action="store_true",
+        help="add the run's weights and learning curves, so that training.analyze takes the bundle",
+    )  # fmt: skip
     parser.add_argument("--name", default=None, help="model name in answers; default: folder name")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     return parser

@@ -204,7 +204,9 @@ def test_curves_are_read_where_they_have_points(tmp_path: Path) -> None:
     assert validation_curve({}) is cosine_distance_curve({}) is None
 
 
-@pytest.mark.parametrize("text", ["epoch,loss\nx,1\n", "loss\n1\n", "epoch,loss\n1,2,3\n"])
+@pytest.mark.parametrize(
+    "text", ["epoch,loss\nx,1\n", "loss\n1\n", "epoch,loss\n1,2,3\n", "garbage\n", ""]
+)
 def test_a_damaged_results_csv_gets_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text(text)
     with pytest.raises(DataError, match=r"results\.csv: damaged"):

@@ -240,11 +240,12 @@ def test_nothing_that_is_no_report_is_replaced(
     runs: Path, data: Path, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words: list[str | Path] = [runs / "student", "--data", data, "--output"]
-    assert "pass --overwrite" in complaint(capsys, *words, report)
+    assert "holds a report already; pass --overwrite" in complaint(capsys, *words, report)
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
     assert "is no report" in complaint(capsys, *words, other, "--overwrite")
+    assert "is no report" in complaint(capsys, *words, other)
     assert (other / "thesis.txt").read_text() == "years of work"
 
 

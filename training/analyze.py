@@ -2,32 +2,39 @@
 
 Writes a folder with `report.html`, which holds all pictures itself, and beside it each plot as PNG
 and its figures as CSV: the paper's analyses of the student in the first RUN, compared with those of
-further students. Further RUNS may be teachers or unfinished; they add their learning curves.
+further students. Further RUNS may be teachers or unfinished; they add their learning curves. A RUN
+is a run folder, a weight file, or a bundle that was exported with its weights.
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import tyro
+from tqdm import tqdm
 
-from deitlt.errors import CheckpointError, UsageError
+from deitlt.errors import CheckpointError, DataError, UsageError
 from deitlt.files import new_folder, write_text
+from deitlt.labelled import LabelledImages
+from deitlt.longtail import head_mid_tail
 from deitlt.measuring import describe, hardware, versions
-from deitlt.program import typed
-from deitlt.weights import weight_file
+from deitlt.preprocess import decode_file
+from deitlt.program import sigterm_raises, typed
 from training.analysis import sections
 from training.analysis.curves import read_curves
 from training.analysis.gallery import gallery, spread_over_tail
+from training.analysis.omissions import left_out, unreadable
 from training.analysis.page import Panel, page
 from training.analysis.pictures import DARK, LIGHT, draw, require_matplotlib
+from training.analysis.runs import check_runs, folder_of, is_student, load_run, name_runs
 from training.analysis.sections import Section
-from training.analysis.study import Study, load_run, study
+from training.analysis.study import Study, of_tail, study
 from training.analysis.teacher_views import ask_teacher
 from training.command_line import parse, run_program
 from training.config import StudentRecipe
@@ -38,6 +45,8 @@ from training.teachers.labelling import Teacher, load_teacher
 PROGRAM = "training.analyze"
 PAGE = "report.html"
 PACKAGES = ("numpy", "torch", "timm", "matplotlib")
+# Sections that show the first of several students alone.
+OF_THE_FIRST = {"rollout", "rollout_mean", "confusion", "counts_accuracy"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +54,15 @@ class AnalyzeCommand:
     """What `analyze` is told."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folder of a student; further students to compare it with; any runs for their curves."""
+    """Run folder of a student, or a bundle exported with --weights; further students to compare it
+    with; any runs for their curves."""
     data: Path
     """Folder or CSV of labelled images, in the classes of the student."""
     output: Path
     """Folder to write."""
     teacher: Path | None = None
-    """Run folder of the teacher: how sure it is of clean, strong and mixed images."""
+    """Run folder of the first student's teacher: how sure it is of clean, strong and mixed
+    images."""
     images: int = 1000
     """Images, evenly from all classes, on which attention and features are looked at. Ranks are
     free of it when the tail alone gives a few times the student's width."""
@@ -74,28 +85,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> None:
     command: AnalyzeCommand = parse(PROGRAM, AnalyzeCommand, argv)
     _check(command)
-    analyze(command, typed(PROGRAM, argv))
+    with sigterm_raises():
+        analyze(command, typed(PROGRAM, argv))
 
 
 def _check(command: AnalyzeCommand) -> None:
     """Refuse what is wrong before any time is spent."""
-    if not command.runs:
-        raise UsageError("name the run folder of a student")
     if command.images < 1:
         raise UsageError(f"--images must be at least 1, not {command.images}")
     require_matplotlib()
-    output = command.output
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        if not command.overwrite:
-            raise UsageError(f"{output}: exists already; pass --overwrite to replace it")
-        if not (output / PAGE).is_file():
-            raise UsageError(f"{output}: is no report of this program; name another --output")
+    check_runs(command.runs)
+    _check_output(command.output, overwrite=command.overwrite)
     for picture in command.pictures:
         if not picture.is_file():
             raise UsageError(f"{picture}: there is no such picture")
-    for run in command.runs[1:]:
-        if not is_student(run) and not read_curves(run):
-            raise CheckpointError(f"{run}: has neither a student nor a results.csv")
+        decode_file(picture)
+
+
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something else, or that cannot be written."""
+    if output.is_file():
+        raise UsageError(f"{output}: is a file; name a folder for the report")
+    if output.exists() and any(output.iterdir()):
+        if not (output / PAGE).is_file():
+            raise UsageError(f"{output}: is no report of this program; name another --output")
+        if not overwrite:
+            raise UsageError(f"{output}: holds a report already; pass --overwrite to replace it")
+    there = next(folder for folder in output.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise UsageError(f"{there}: is a file; name a folder for the report that can be made")
+    try:
+        with TemporaryDirectory(prefix=f".{output.name}.", dir=there):
+            pass
+    except OSError as error:
+        raise UsageError(f"{there}: cannot be written to ({error.strerror})") from error
 
 
 def analyze(command: AnalyzeCommand, words: str) -> None:
@@ -109,26 +132,34 @@ def analyze(command: AnalyzeCommand, words: str) -> None:
         DeitLTError: one of its kinds; nothing is written then.
     """
     device = pick_device(command.device)
-    names = _names(command.runs)
-    teacher = _load_teacher(command, device)  # before any time is spent
-    students = list(command.runs[:1])
-    students += [run for run in command.runs[1:] if is_student(run)]
-    studies = [_study(run, names[run], command, device) for run in students]
+    names = name_runs(command.runs)
+    students = [command.runs[0], *filter(is_student, command.runs[1:])]
+    # What can be wrong is read before any time is spent.
+    teacher = _load_teacher(command, device)
+    judged = [(run, *_images(run, command)) for run in students]
     curves = {names[run]: read_curves(folder_of(run)) for run in command.runs}
+    studies = [
+        study(run, names[run], split, images, command.images, device)
+        for run, split, images in judged
+    ]
+    first = studies[0]
     parts = [
         sections.accuracy(studies),
-        _rollouts(studies[0], command, device),
-        sections.mean_rollout(studies[0]),
+        _rollouts(first, command, device),
+        sections.mean_rollout(first),
         sections.attention_distance(studies),
         sections.feature_rank(studies),
         sections.divergence(studies),
-        _teacher(teacher, studies[0], command, device),
+        _teacher(teacher, first, command, device),
         sections.convergence({n: c for n, c in curves.items() if c}),
-        sections.confusion(studies[0]),
-        sections.counts_accuracy(studies[0]),
-        sections.unreadable(studies),
+        sections.confusion(first),
+        sections.counts_accuracy(first),
+        unreadable(studies),
+        left_out(studies, teacher=teacher is not None),
     ]
-    first = studies[0]
+    shown = [part for part in parts if part is not None]
+    if len(studies) > 1:
+        shown = [_titled(part, first.name) if part.name in OF_THE_FIRST else part for part in shown]
     others = [name for run, name in names.items() if run != command.runs[0]]
     beside = f", beside {', '.join(others)}" if others else ""
     summary = (
@@ -145,40 +176,41 @@ def analyze(command: AnalyzeCommand, words: str) -> None:
         ),
         "versions": versions(PACKAGES),
     }
-    with new_folder(command.output, overwrite=command.overwrite) as folder:
-        panels = [_write(part, folder) for part in parts if part is not None]
-        write_text(
-            folder / PAGE, page("What the experts learned", summary, panels, describe(about))
-        )
-    for part in parts:
-        if part is not None and part.found:
+    try:
+        with new_folder(command.output, overwrite=command.overwrite) as folder:
+            with tqdm(shown, desc="drawing", unit="section", disable=None) as bar:
+                panels = [_write(part, folder) for part in bar]
+            write_text(
+                folder / PAGE, page("What the experts learned", summary, panels, describe(about))
+            )
+    except OSError as error:
+        raise UsageError(
+            f"{command.output}: cannot be written ({error.strerror}); what was there is as it was"
+        ) from error
+    for part in shown:
+        if part.found:
             print(f"{part.title}: {part.found}")
     print(f"report in {command.output / PAGE}")
 
 
-def is_student(run: Path) -> bool:
-    """Whether a run folder or weight file holds a student."""
-    return weight_file(run, "student").is_file()
+def _images(run: Path, command: AnalyzeCommand) -> tuple[str, LabelledImages]:
+    """The split that a run is judged by, and its images.
 
-
-def folder_of(run: Path) -> Path:
-    """The run folder that a path, perhaps of its weight file, stands for."""
-    return run if run.is_dir() else run.parent
-
-
-def _names(runs: Sequence[Path]) -> dict[Path, str]:
-    """What to call the runs: their folders, or where two are called the same, their paths."""
-    short = [folder_of(run.resolve()).name for run in runs]
-    return {
-        run: name if short.count(name) == 1 else str(run)
-        for run, name in zip(runs, short, strict=True)
-    }
-
-
-def _study(run: Path, name: str, command: AnalyzeCommand, device: torch.device) -> Study:
+    Raises:
+        DataError: there is none, or none of its images is of a tail class.
+    """
     card = load_run(run)[1]
     split, images = pick_split(command.data, command.split, card)
-    return study(run, name, split, images, command.images, device)
+    if not of_tail(images, card).any():
+        rare = ", ".join(card.classes[i] for i in head_mid_tail(card.train_counts)["tail"][:10])
+        raise DataError(
+            f"{command.data}: no image of a tail class ({rare}) is among its {split} images"
+        )
+    return split, images
+
+
+def _titled(section: Section, name: str) -> Section:
+    return replace(section, title=f"{section.title} ({name})")
 
 
 def _rollouts(first: Study, command: AnalyzeCommand, device: torch.device) -> Section:

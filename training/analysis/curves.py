@@ -38,7 +38,10 @@ def read_curves(run: Path) -> dict[str, Curve]:
     points: dict[str, list[tuple[int, float]]] = {}
     try:
         with file.open(newline="", encoding="utf-8") as rows:
-            for row in csv.DictReader(rows):
+            table = csv.DictReader(rows)
+            if "epoch" not in (table.fieldnames or ()):
+                raise KeyError("epoch")
+            for row in table:
                 epoch = int(row.pop("epoch"))
                 for name, text in row.items():
                     if text:

@@ -14,7 +14,8 @@ from PIL import Image
 from deitlt.preprocess import decode_file, normalise, resize_crop
 from training.analysis.attention import Transformer, experts, walk
 from training.analysis.rollout import expert_maps, roll
-from training.analysis.study import Look, Study, load_run
+from training.analysis.runs import load_run
+from training.analysis.study import Look, Study
 
 SHOWN = 6
 
@@ -56,14 +57,16 @@ def gallery(run: Path, study: Study, paths: list[Path], device: torch.device) ->
     model, card = load_run(run)
     model.to(device)
     pixels = [resize_crop(decode_file(path), card.preprocess) for path in paths]
-    known = dict(zip(study.images.paths, study.images.labels, strict=True))
+    whole = [path.absolute() for path in study.images.paths]
+    known = dict(zip(whole, study.images.labels, strict=True))
     maps, labels, captions = [], [], []
     for path, picture in zip(paths, pixels, strict=True):
         image = torch.from_numpy(normalise(picture[None], card.preprocess)).to(device)
         maps.append(rollout_maps(model, image).cpu().numpy())
         with torch.inference_mode():
             answers = [card.classes[int(logits.argmax())] for logits in model(image)]
-        labels.append(card.classes[known[path]] if path in known else path.name)
+        label = known.get(path.absolute())
+        labels.append(path.name if label is None else card.classes[label])
         named = zip(study.experts, answers, strict=True)
         captions.append([f"{name.upper()}: {answer}" for name, answer in named])
     pictures = [Image.fromarray(p) for p in pixels]

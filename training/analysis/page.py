@@ -22,10 +22,10 @@ body {
   margin: 0; background: var(--ground); color: var(--ink); overflow-wrap: anywhere;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif;
 }
-main { max-width: 820px; margin: 0 auto; padding: 20px 14px 40px; }
+main { max-width: 1200px; margin: 0 auto; padding: 20px 14px 40px; }
 h1 { font-size: 1.6rem; margin: 8px 0; }
 h2 { font-size: 1.15rem; margin: 0 0 6px; }
-p { margin: 6px 0; }
+p { margin: 6px 0; max-width: 80ch; }
 nav ul { columns: 2 16rem; padding-left: 1.2em; margin: 10px 0 18px; }
 a { color: var(--link); }
 section, footer {
@@ -102,11 +102,11 @@ def page(title: str, summary: str, panels: Sequence[Panel], conditions: str) -> 
 
 
 def _section(panel: Panel) -> str:
+    what = f'<p class="what">{html.escape(panel.what)}</p>' if panel.what else ""
     found = f'<p class="found">{html.escape(panel.found)}</p>' if panel.found else ""
     return (
         f'<section id="{panel.name}"><h2>{html.escape(panel.title)}</h2>'
-        f'<p class="what">{html.escape(panel.what)}</p>{found}'
-        f"{_picture(panel)}{_table(panel)}</section>\n"
+        f"{what}{found}{_picture(panel)}{_table(panel)}</section>\n"
     )
 
 

@@ -147,7 +147,8 @@ def convergence(curves: dict[str, dict[str, Curve]]) -> Plot:
             if loss is not None:
                 bottom.plot(loss.epochs, loss.values, color=colour, label=name)
         top.set(ylabel="held out, balanced, %", ylim=(0, 102))
-        bottom.set(xlabel="epoch", ylabel="training loss", yscale="log")
+        bottom.set(xlabel="epoch", ylabel="training loss (logarithmic)", yscale="log")
+        _plain_numbers(bottom.yaxis)
         _finish(bottom)
         top.grid(True, axis="y")
 
@@ -168,6 +169,7 @@ def teacher_entropy(answers: Sequence[Sureness]) -> Plot:
             axis.axvline(answer.entropies.mean(), color=colour, linestyle=":", linewidth=1)
         axis.set(xlabel="entropy of the teacher's answer, nats", ylabel="images, % (logarithmic)")
         axis.set_yscale("log")
+        _plain_numbers(axis.yaxis)
         _finish(axis)
 
     return plot
@@ -191,10 +193,11 @@ def accuracy(study: Study, groups: Sequence[str]) -> Plot:
                 axis.plot([100 * low, 100 * high], [where, where], color=colour, linewidth=2)
                 label = head.upper() if head != "average" else head
                 label = label if row == 0 else "_"
-                axis.plot(100 * share.value, where, "o", color=colour, label=label)
+                axis.plot(100 * share.value, where, "o", color=colour, label=label, clip_on=False)
         axis.set_yticks(range(len(groups)), groups)
         axis.invert_yaxis()
-        axis.set(xlabel="accuracy and its 95 % interval, %", xlim=(None, 100.5))
+        axis.set(xlabel="accuracy and its 95 % interval, %")
+        axis.set_xlim(max(0.0, axis.get_xlim()[0]), 100)
         axis.grid(True, axis="x")
         figure.legend(loc="outside upper center", ncols=3)
 
@@ -219,6 +222,7 @@ def counts_accuracy(study: Study) -> Plot:
             axis.set(ylim=(-4, 104), ylabel=f"{head if head == 'average' else head.upper()}, %")
             axis.grid(True, axis="y")
         axes[-1].set(xscale="log", xlabel="training images of the class (logarithmic)")
+        _plain_numbers(axes[-1].xaxis)
 
     return plot
 
@@ -272,6 +276,15 @@ def _finish(axis: Any) -> None:
     axis.grid(True, axis="y")
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8)
+
+
+def _plain_numbers(side: Any) -> None:
+    """Label a logarithmic axis with 1, 2, 5, 10 and so on in place of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    side.set_major_formatter("{x:g}")
+    side.set_minor_formatter(NullFormatter())
 
 
 def _cycle(theme: Theme, num_runs: int) -> tuple[str, ...]:

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from deitlt.metrics import Accuracy, per_class_csv
 from training.analysis import plots, tables
 from training.analysis.confusion import most_confused
-from training.analysis.curves import Curve, cosine_distance_curve
+from training.analysis.curves import Curve, cosine_distance_curve, validation_curve
 from training.analysis.gallery import Gallery
 from training.analysis.pictures import Plot
 from training.analysis.study import Study
-from training.analysis.tables import Rows
 from training.analysis.teacher_entropy import Sureness
 
 MAX_PAIRS = 10
+# Tail images a dimension from which on a feature rank hardly grows with more of them.
+ENOUGH_TAIL = 3
 SHOWN_GROUPS = ("overall", *tables.GROUPS)
 
 
@@ -61,14 +62,15 @@ def accuracy(studies: Sequence[Study]) -> Section:
     if "dist" in held and held["cls"] is not None and held["dist"] is not None:
         gap = 100 * (held["dist"] - held["cls"])
         side = "above" if gap >= 0 else "below"
-        found = f"In the tail DIST is {abs(gap):.1f} points {side} CLS."
+        found = f"In the tail DIST is {abs(gap):.1f} points {side} CLS"
+        found += f" ({first.name})." if len(studies) > 1 else "."
     return Section(
         "accuracy",
         "Accuracy of each head",
         "Tables S.3 and S.4. head, mid and tail are the paper's groups by rank of training count; "
         "many has more than 100 training images, medium 20 to 100, few under 20. In the paper CLS "
         "is strong in the head and DIST in the tail, and the average above both. Brackets are "
-        "95 % intervals.",
+        f"95 % intervals.{_plotted(studies)}",
         found,
         {"accuracy": tables.csv_text(tables.accuracy_rows(studies))},
         plots.accuracy(first, [g for g in SHOWN_GROUPS if _has_images(first, g)]),
@@ -153,7 +155,7 @@ def feature_rank(studies: Sequence[Study]) -> Section:
         f"width and the number of images, here {len(look.images)} ({int(look.tail.sum())} of the "
         "tail). The paper's claim: a teacher trained with SAM gives a lower rank of DIST; compare "
         "two students to see.",
-        f"{found}.",
+        f"{found}.{_too_few(studies)}",
         {"feature_rank": tables.csv_text(tables.rank_rows(studies))},
         plots.feature_rank(studies),
     )
@@ -165,22 +167,23 @@ def divergence(studies: Sequence[Study]) -> Section | None:
     curves = {name: curve for name, curve in found.items() if curve is not None}
     if not curves:
         return None
-    seen = [
-        f"{name}: {curve.values[0]:.2f} in epoch {curve.epochs[0]}, lowest {min(curve.values):.2f} "
-        f"in epoch {curve.epochs[int(np.argmin(curve.values))]}, {curve.values[-1]:.2f} at the end"
-        for name, curve in curves.items()
-    ]
-    at_rest = [
-        f"on {study.split} images {study.name} has {study.look.divergence:.2f}"
+    at_rest = {
+        study.name: f" ({study.look.divergence:.2f} on {study.split} images)"
         for study in studies
         if study.look.divergence is not None
+    }
+    seen = [
+        f"{name}: {curve.values[0]:.2f} in epoch {curve.epochs[0]}, lowest {min(curve.values):.2f} "
+        f"in epoch {curve.epochs[int(np.argmin(curve.values))]}, {curve.values[-1]:.2f} in epoch "
+        f"{curve.epochs[-1]}{at_rest.get(name, '')}"
+        for name, curve in curves.items()
     ]
     return Section(
         "cosine_distance",
         "How CLS and DIST part",
         "Cosine distance of both tokens after the final norm, on training batches, figure 4a: 0 "
         "where they say the same. In the paper it grows over training.",
-        "; ".join(seen + at_rest) + ".",
+        "; ".join(seen) + ".",
         {"cosine_distance": tables.csv_text(tables.cosine_rows(studies))},
         plots.curves_of_runs(curves, "cosine distance of CLS and DIST"),
         2.8,
@@ -196,7 +199,7 @@ def convergence(curves: dict[str, dict[str, Curve]]) -> Section | None:
         "How fast the runs learn",
         "Balanced accuracy on held-out images and training loss by epoch, figure S.5. Losses of "
         "different recipes do not compare.",
-        "",
+        _progress(curves),
         {"convergence": tables.csv_text(tables.convergence_rows(curves))},
         plots.convergence(curves),
         4.2,
@@ -220,7 +223,9 @@ def teacher_entropy(answers: Sequence[Sureness], which: str, num_classes: int) -
         f"highest possible is {log(num_classes):.2f} nats. In the paper strong views and mixing "
         "make the teacher unsure: they are out of its distribution. Of a mixed image the class of "
         "the larger part counts as right.",
-        "",
+        "Mean entropy: "
+        + ", ".join(f"{a.entropies.mean():.3f} nats on {a.view} images" for a in answers)
+        + ".",
         {"teacher_entropy": tables.csv_text(tables.entropy_rows(answers))},
         plots.teacher_entropy(answers),
         3.0,
@@ -265,26 +270,13 @@ def counts_accuracy(study: Study) -> Section:
     )
 
 
-def unreadable(studies: Sequence[Study]) -> Section | None:
-    """The files that were left out; None without any."""
-    faults = {path: reason for study in studies for path, reason in study.unreadable.items()}
-    if not faults:
-        return None
-    rows: Rows = tables.unreadable_rows(faults)
-    return Section(
-        "unreadable",
-        "Images that could not be read",
-        f"{len(faults)} files were left out of every figure.",
-        "",
-        {"unreadable": tables.csv_text(rows)},
-        None,
-        table=[[str(cell) for cell in row] for row in rows[:21]],
-    )
-
-
 def _head_name(study: Study, head: str, studies: Sequence[Study]) -> str:
     name = head if head == "average" else head.upper()
     return f"{study.name}: {name}" if len(studies) > 1 else name
+
+
+def _plotted(studies: Sequence[Study]) -> str:
+    return f" The plot is of {studies[0].name}." if len(studies) > 1 else ""
 
 
 def _percent(accuracy: Accuracy) -> str:
@@ -297,6 +289,31 @@ def _percent(accuracy: Accuracy) -> str:
 def _has_images(study: Study, group: str) -> bool:
     report = next(iter(study.reports.values()))
     return group == "overall" or report.groups[group].num_images > 0
+
+
+def _too_few(studies: Sequence[Study]) -> str:
+    """A warning where ranks grow with the number of images."""
+    num_tail = min(int(study.look.tail.sum()) for study in studies)
+    wanted = ENOUGH_TAIL * max(tables.study_width(study) for study in studies)
+    if num_tail >= wanted:
+        return ""
+    return (
+        f" With {num_tail} tail images, under {ENOUGH_TAIL} times the width, ranks depend on their "
+        "number: compare runs on the same images only."
+    )
+
+
+def _progress(curves: dict[str, dict[str, Curve]]) -> str:
+    """Where the held-out accuracy of each run was best and where it ended."""
+    said = []
+    for name, own in curves.items():
+        if (curve := validation_curve(own)) is not None:
+            best = int(np.argmax(curve.values))
+            said.append(
+                f"{name}: best {100 * curve.values[best]:.1f} % in epoch {curve.epochs[best]}, "
+                f"{100 * curve.values[-1]:.1f} % in epoch {curve.epochs[-1]}"
+            )
+    return f"Held out: {'; '.join(said)}." if said else ""
 
 
 def _early(study: Study) -> str:

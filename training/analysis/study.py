@@ -4,19 +4,20 @@ Legend: `N` images looked at, `L` blocks, `H` heads, `P` experts, `G` patches a 
 `C` classes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from deitlt.bundle import MANIFEST
-from deitlt.errors import CheckpointError, DataError
+from deitlt.errors import DataError
 from deitlt.labelled import LabelledImages
 from deitlt.longtail import head_mid_tail
-from deitlt.metrics import Report, confusion_matrix
-from deitlt.student import load_transformer
+from deitlt.metrics import Report, confusion_matrix, report_answers, softmax
 from deitlt.weights import Card
 from training.analysis.attention import Transformer, experts, walk
 from training.analysis.attention_distance import mean_attention_distance, uniform_distance
@@ -25,7 +26,8 @@ from training.analysis.divergence import cosine_distance
 from training.analysis.feature_rank import feature_rank
 from training.analysis.images import EVALUATION_BATCH, ReadableImages, pick_evenly
 from training.analysis.rollout import expert_maps, roll
-from training.scoring import head_reports, student_logits
+from training.analysis.runs import folder_of, load_run
+from training.scoring import student_logits
 
 # Attention of one block, of all heads and images of a batch, takes at most this, bytes.
 ATTENTION_BYTES = 1 << 27
@@ -83,29 +85,13 @@ class Study:
     curves: dict[str, Curve]
 
 
-def load_run(run: Path) -> tuple[Transformer, Card]:
-    """A student on the CPU, from its run folder or weight file.
-
-    Raises:
-        CheckpointError: there is none, or it is a bundle.
-    """
-    if (run / MANIFEST).is_file():
-        raise CheckpointError(
-            f"{run}: is a bundle, whose fused graph has no attention to look at; "
-            "name the run folder it was exported from"
-        )
-    if not run.exists():
-        raise CheckpointError(f"{run}: there is no such run folder")
-    return load_transformer(run)
-
-
 def study(
     run: Path, name: str, split: str, images: LabelledImages, num_images: int, device: torch.device
 ) -> Study:
     """Look at a student from all sides.
 
     Args:
-        run: run folder or weight file.
+        run: run folder, weight file or bundle with weights.
         name: what to call it.
         split: name of the images.
         images: labelled, in the classes of the run.
@@ -117,12 +103,10 @@ def study(
     """
     model, card = load_run(run)
     model.to(device)
-    folder = run if run.is_dir() else run.parent
     source = ReadableImages(images.paths, card.preprocess, device, f"{name}: answers")
-    logits = student_logits(model, source.with_progress())
+    answers = answer(model, source.with_progress())
     judged = images.subset(np.array(source.read))
-    answer = logits["average"] if "average" in logits else logits["cls"]
-    predicted = answer.argmax(axis=1)
+    predicted = (answers["average"] if "average" in answers else answers["cls"]).classes
     return Study(
         name=name,
         card=card,
@@ -130,11 +114,41 @@ def study(
         split=split,
         images=judged,
         unreadable=source.unreadable,
-        reports=head_reports(logits, judged.labels, card.train_counts),
+        reports={
+            head: report_answers(judged.labels, said.classes, said.confidence, card.train_counts)
+            for head, said in answers.items()
+        },
         confusion=confusion_matrix(judged.labels, predicted, len(card.classes)),
         look=look_inside(model, card, judged, num_images, device, name),
-        curves=read_curves(folder),
+        curves=read_curves(folder_of(run)),
     )
+
+
+class Answers(NamedTuple):
+    """What one head says of images.
+
+    Attributes:
+        classes: the class it answers, `(N,)`.
+        confidence: the probability it gives it, `(N,)`.
+    """
+
+    classes: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+
+
+def answer(model: Transformer, batches: Iterable[Tensor]) -> dict[str, Answers]:
+    """The answers of each head to batches `(B, 3, S, S)`, at least one.
+
+    Scores are held for a batch at a time: thousands of classes times all images would fill memory.
+    """
+    parts: dict[str, list[Answers]] = {}
+    for batch in batches:
+        for head, logits in student_logits(model, [batch]).items():
+            said = Answers(logits.argmax(axis=1), softmax(logits).max(axis=1))
+            parts.setdefault(head, []).append(said)
+    return {
+        head: Answers(*map(np.concatenate, zip(*said, strict=True))) for head, said in parts.items()
+    }
 
 
 def look_inside(
@@ -154,8 +168,7 @@ def look_inside(
         DataError: none of the images is of a tail class.
     """
     picked = images.subset(pick_evenly(images, num_images))
-    rare = head_mid_tail(card.train_counts)["tail"]
-    tail = np.isin(picked.labels, rare)
+    tail = of_tail(picked, card)
     if not tail.any():
         raise DataError("no image of a tail class is among those looked at; raise --images")
     config, num_experts = model.config, len(experts(model))
@@ -191,6 +204,11 @@ def look_inside(
         ranks=_ranks(np.concatenate(features), tail),
         divergence=_divergence(np.concatenate(finals)),
     )
+
+
+def of_tail(images: LabelledImages, card: Card) -> NDArray[np.bool_]:
+    """Which of the images are of the student's tail classes, `(N,)`."""
+    return np.isin(images.labels, head_mid_tail(card.train_counts)["tail"])
 
 
 def _batch_size(model: Transformer) -> int:

@@ -44,7 +44,8 @@ def accuracy_rows(studies: Sequence[Study]) -> Rows:
                 value = "" if accuracy.value is None else accuracy.value
                 rows.append([study.name, head, group, value, low, high, accuracy.num_images])
             mean = mean_of_groups(report)
-            rows.append([study.name, head, "head mid tail mean", mean or "", "", "", ""])
+            mean_cell = "" if mean is None else mean
+            rows.append([study.name, head, "head mid tail mean", mean_cell, "", "", ""])
     return rows
 
 
