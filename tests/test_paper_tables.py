@@ -167,10 +167,11 @@ def test_a_table_runs_on_digits_and_goes_on(
     assert "CIFAR-100-LT needs CIFAR-100" in shown
     assert "mean nothing" in shown
     assert shown.count("| CIFAR-100-LT 100 | DeiT-LT-S | no data |") == 1
-    # Again: what is finished is resumed to itself, and not evaluated again.
+    # Again: what is finished is not even started.
     in_this_process.clear()
     assert main(words) == 0
-    assert "training.evaluate" not in [run[0] for run in in_this_process]
+    assert in_this_process == []
+    assert capsys.readouterr().out.count(": finished before\n") == 4
 
 
 def test_rows_without_data_say_what_they_need(
@@ -213,6 +214,17 @@ def test_mistakes_get_one_line(
         (["2", *output, "--data", str(tested), str(tested)], "two sets of 10 classes"),
         (["2", *output, "--data", str(tmp_path / "none")], "there is no such folder"),
         (["2", *output, "--teacher-options", "'"], "No closing quotation"),
+        (["2", *output, "--minutes", "0"], "--minutes must be above 0, not 0"),
+        # What comes last is read before the first run takes hours.
+        (
+            ["2", *output, "--scale", "tiny", "--student-options", "--epoch 1"],
+            "no option '--epoch'",
+        ),
+        (["2", *output, "--scale", "tiny", "--student-options", "--flip 2"], "flip"),
+        (
+            ["2", "--scale", "tiny", "--output", str(odd / "train" / "a" / "0.png")],
+            "cannot be made",
+        ),
     ):
         capsys.readouterr()
         assert main(words) == 2

@@ -1,6 +1,7 @@
 """The evidence program: order, commands that parse, stopping in time and going on."""
 
 import json
+import shutil
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -103,10 +104,13 @@ def test_an_unknown_experiment_gets_one_line(
 
 
 def test_a_run_that_fails_ends_the_program(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--data", str(tmp_path / "none"), "--output", str(tmp_path / "o")]
-    assert main([*arguments, "--only", "teacher_ldam"]) == 2
+    broken = shutil.copytree(data, tmp_path / "broken")
+    for picture in (broken / "train").rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    arguments = ["--data", str(broken), "--output", str(tmp_path / "o")]
+    assert main([*arguments, "--only", "teacher_ldam", "--imbalance-factor", "2"]) == 2
     errors = capfd.readouterr().err
-    assert "there is no such folder" in errors
+    assert "not an image this program reads" in errors
     assert "training.train_teacher ended with status 2" in errors

@@ -15,7 +15,6 @@ meant. Its options: `python -m training.reproduce evidence --help`.
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +23,9 @@ from typing import Any
 import torch
 
 from deitlt.errors import DataError, UsageError
-from deitlt.files import write_text
+from deitlt.files import new_folder, write_text
 from deitlt.labelled import read_labelled
-from deitlt.program import OneLineParser, typed
+from deitlt.program import OneLineParser, sigterm_raises, typed
 from training.command_line import run_program
 from training.digits import write_digits
 from training.reproduction import launch
@@ -47,12 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> None:
-    if argv and argv[0] == EVIDENCE:
-        run_evidence(argv[1:], argv)
-    elif argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
-        run_evidence(argv, argv)
-    else:
-        reproduce(_arguments(argv), argv)
+    with sigterm_raises():
+        if argv and argv[0] == EVIDENCE:
+            run_evidence(argv[1:], argv)
+        elif argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+            run_evidence(argv, argv)
+        else:
+            reproduce(_arguments(argv), argv)
 
 
 def _arguments(argv: list[str]) -> Any:
@@ -95,18 +95,36 @@ def reproduce(arguments: Any, words: list[str]) -> None:
     }
     root = arguments.output / arguments.scale
     data = _data_sets(arguments.data)
-    if arguments.scale == "tiny" and CIFAR10.name not in data:
-        data[CIFAR10.name] = _digits(arguments.output / "digits")
+    on_digits = arguments.scale == "tiny" and CIFAR10.name not in data
+    if on_digits:
+        data[CIFAR10.name] = arguments.output / "digits"
     seeds = range(arguments.seeds)
-    deadline = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
+    deadline = launch.deadline_in(arguments.minutes)
+    runs = []
     for seed, dataset, factor, plan in _jobs(rows, data, seeds):
         source = data[dataset.name]
         command = training_words(plan, arguments.scale, root, source, dataset, factor, seed)
         command += options[command[0].removeprefix("training.train_")]
-        run = run_folder(root, dataset, factor, seed, plan)
-        if not launch.train_and_evaluate(command, run, source, deadline):
-            print(f"time is up in {run}; the same command goes on")
-            break
+        if seed == 0:  # another seed changes nothing that could be wrong
+            launch.check_command(command)
+        runs.append((command, run_folder(root, dataset, factor, seed, plan), source))
+    with launch.alone_in(root):
+        if on_digits:
+            _write_digits(data[CIFAR10.name])
+        states = {source: launch.state_of(source) for source in data.values()}
+        for command, run, source in runs:
+            if not launch.train_and_evaluate(command, run, source, states[source], deadline):
+                print(f"time is up in {run}; the same command goes on")
+                break
+        text = _table(arguments, words, data, seeds, root)
+    print(text)
+
+
+def _table(
+    arguments: Any, words: list[str], data: dict[str, Path], seeds: Sequence[int], root: Path
+) -> str:
+    """The comparison as Markdown; it is written, as CSV too, into the folder of the runs."""
+    rows = TABLES[arguments.table]
     missing = {d.name: d.needs for d in DATASETS if d.name not in data}
     text = "\n\n".join(
         [
@@ -115,10 +133,9 @@ def reproduce(arguments: Any, words: list[str]) -> None:
             comparison(rows, root, seeds, missing),
         ]
     )
-    root.mkdir(parents=True, exist_ok=True)
     write_text(root / f"table-{arguments.table}.md", text)
     write_text(root / f"table-{arguments.table}.csv", comparison_csv(rows, root, seeds))
-    print(text)
+    return text
 
 
 def _jobs(
@@ -155,10 +172,11 @@ def _data_sets(sources: list[Path]) -> dict[str, Path]:
     return found
 
 
-def _digits(folder: Path) -> Path:
-    if not folder.is_dir():
-        write_digits(folder)
-    return folder
+def _write_digits(folder: Path) -> None:
+    """The digits, whole or not at all."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        with new_folder(folder, overwrite=False) as whole:
+            write_digits(whole)
 
 
 def _conditions(scale: str, data: dict[str, Path]) -> str:
@@ -168,9 +186,9 @@ def _conditions(scale: str, data: dict[str, Path]) -> str:
     lines = [about + ". Accuracy in %, last epoch, test split; ± is the standard error over seeds."]
     if scale == "tiny":
         lines.append(
-            "Tiny networks, imbalance factors 20 and 10 in place of 100 and 50, and digits in "
-            "place of CIFAR-10 unless it is named: the differences to the published figures mean "
-            "nothing."
+            "Tiny networks (one and the same for S and B), imbalance factors 20 and 10 in place of "
+            "100 and 50, and digits in place of CIFAR-10 unless it is named: the differences to "
+            "the published figures mean nothing."
         )
     elif scale == "short":
         lines.append("Shorter training than the published figures rest on.")

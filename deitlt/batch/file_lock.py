@@ -35,6 +35,13 @@ class FolderLock:
                 return
             self._file.close()
 
+    def share_with_children(self) -> None:
+        """Let processes started from now on, with `close_fds=False`, hold on to the lock too.
+
+        It is free again when the last of them has ended.
+        """
+        os.set_inheritable(self._file.fileno(), True)
+
     def release(self, *, remove: bool = False) -> None:
         """Let go; with `remove` the folder goes too, if the lock is all that is in it."""
         if remove and sys.platform != "win32":  # while it is held, so that nobody takes it

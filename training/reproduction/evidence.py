@@ -7,7 +7,6 @@ ran on. With `--minutes` it stops in time, with resume points, and the same comm
 
 import csv
 import json
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,15 +93,19 @@ def run_evidence(argv: list[str], words: list[str]) -> None:
     if unknown:
         raise UsageError(f"no experiment {unknown[0]!r}; there are: {', '.join(EXPERIMENTS)}")
     names = _with_needs(arguments.only)
-    deadline = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
-    for name in names:
-        words_of_run, run = command_line(name, arguments), arguments.output / name
-        if not launch.train_and_evaluate(words_of_run, run, arguments.data, deadline):
-            print(f"time is up in {name}; the same command goes on")
-            break
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    table = f"`{typed(PROGRAM, words)}`\n\n{results_table(arguments.output, names)}"
-    write_text(arguments.output / "results.md", table)
+    commands = {name: command_line(name, arguments) for name in names}
+    for command in commands.values():
+        launch.check_command(command)
+    deadline = launch.deadline_in(arguments.minutes)
+    state = launch.state_of(arguments.data)
+    with launch.alone_in(arguments.output):
+        for name, command in commands.items():
+            run = arguments.output / name
+            if not launch.train_and_evaluate(command, run, arguments.data, state, deadline):
+                print(f"time is up in {name}; the same command goes on")
+                break
+        table = f"`{typed(PROGRAM, words)}`\n\n{results_table(arguments.output, names)}"
+        write_text(arguments.output / "results.md", table)
     print(table)
 
 
