@@ -5,6 +5,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from deitlt.student import StudentConfig, build_student
 from tests.export_support import card_of, export, noise_student, save_student
 from training import analyze
 from training.analysis import study as studies
+from training.analysis import tables
+from training.analysis.gallery import gallery
 from training.analysis.runs import check_runs, load_run, name_runs
+from training.run_data import pick_split
 from training.scoring import head_reports, student_logits
 
 SPEC = PreprocessSpec(16, 1.0, IMAGENET_MEAN, IMAGENET_STD)
@@ -253,3 +257,22 @@ def test_scores_are_held_for_a_batch_at_a_time() -> None:
     assert len(answers["average"].classes) == num_images
     # One head's probabilities of all images alone would be more.
     assert peak < 8 * num_images * num_classes
+
+
+def test_a_mean_of_nought_is_no_empty_cell() -> None:
+    labels = np.arange(10)
+    wrong = report_answers(labels, (labels + 1) % 10, np.ones(10), list(range(10, 0, -1)))
+    study: Any = SimpleNamespace(name="it", reports={"cls": wrong})
+    rows = {row[2]: row[3] for row in tables.accuracy_rows([study])[1:]}
+    assert rows["overall"] == rows["head mid tail mean"] == 0
+
+
+def test_a_chosen_picture_is_known_however_its_path_is_written(
+    run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cpu")
+    split, images = pick_split(data, "test", load_run(run)[1])
+    found = studies.study(run, "it", split, images, 20, device)
+    monkeypatch.chdir(data / "test")
+    shown = gallery(run, found, [Path("8/1.png"), data / "test" / "2" / "0.png"], device)
+    assert shown.labels == ["8", "2"]
