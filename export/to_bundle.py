@@ -100,9 +100,10 @@ def _parser() -> OneLineParser:
         "Attention operator (opset 23); default: the operator, in fp16 plain products",
     )
     parser.add_argument(
-        "--weights", action="store_true",
+        "--weights",
+        action="store_true",
         help="add the run's weights and learning curves, so that training.analyze takes the bundle",
-    )  # fmt: skip
+    )
     parser.add_argument("--name", default=None, help="model name in answers; default: folder name")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     return parser
