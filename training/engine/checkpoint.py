@@ -166,6 +166,7 @@ class RunFolder:
                 if step:
                     group["step"] = step
             optimizer.load_state_dict({"state": state, "param_groups": groups})
+            _lay_out_as_weights(optimizer)
         return Progress(**fields)
 
     def _check_same_recipe(self, wanted: dict[str, Any]) -> None:
@@ -176,6 +177,17 @@ class RunFolder:
                     f"{self.path}: was started with --{kebab(name)} {saved.get(name)}, not "
                     f"{wanted[name]}; resume with the same recipe or name another --output"
                 )
+
+
+def _lay_out_as_weights(optimizer: Optimizer) -> None:
+    """Give momenta the memory layout of their weights (channels last), which a file does not keep.
+
+    Else a GPU would update them one by one: torch's kernels for many tensors want one layout.
+    """
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

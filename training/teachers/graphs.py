@@ -1,9 +1,9 @@
 """CUDA graphs for steps whose time goes into launching small kernels (SAM on small networks)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Steps run as they are before the first capture: libraries and the optimiser set themselves up.
 WARM_UP = 3
@@ -13,8 +13,9 @@ class GraphedStep:
     """A training step, captured once and then replayed with other inputs.
 
     Every step is a real one: the first ones run eagerly on a side stream, then the next is captured
-    and replayed. What is a Python number in the step (a learning rate, a radius) is a constant of
-    the graph, so `forget` must be called when it changes; capturing costs about one eager step.
+    and replayed. What is a Python number in the step (a radius) is a constant of the graph, so
+    `forget` must be called when it changes; capturing empties torch's cache of memory and costs
+    several eager steps.
     """
 
     def __init__(self) -> None:
@@ -52,3 +53,40 @@ class GraphedStep:
         self._graph.replay()
         assert self._output is not None
         return self._output.clone()
+
+
+class GraphedSGD(torch.optim.SGD):
+    """torch's SGD with momentum, whose learning rate may change between replays of a graph.
+
+    torch's own takes the rate to the host, where a graph cannot follow it. State and groups are
+    those of torch's, so resume points fit both. Differs from it by rounding: the rate multiplies
+    the momentum before and not while it is added.
+
+    Attributes:
+        rate: the learning rate that is read, a scalar on the device; fill it when `lr` changes.
+    """
+
+    def __init__(
+        self, weights: Sequence[nn.Parameter], lr: float, momentum: float, *, weight_decay: float
+    ) -> None:
+        super().__init__(weights, lr, momentum, weight_decay=weight_decay)
+        self.rate = torch.full((), lr, device=weights[0].device)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # SAM has two passes
+        """One step of all weights that have a gradient."""
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            gradients = [weight.grad for weight in weights]
+            momenta = [self._momentum(weight) for weight in weights]
+            torch._foreach_mul_(momenta, group["momentum"])
+            decayed = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+            torch._foreach_add_(momenta, decayed)
+            torch._foreach_add_(weights, torch._foreach_mul(momenta, -self.rate))
+
+    def _momentum(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if not state:  # in a warm-up step: a graph would make it anew at every replay
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        momentum: Tensor = state["momentum_buffer"]
+        return momentum

@@ -17,7 +17,7 @@ from training.engine.feed import MicroBatch
 from training.engine.schedules import set_learning_rate, teacher_learning_rate
 from training.engine.seeding import Stream, generator, seed_global
 from training.teachers.glmc import GLMCMethod
-from training.teachers.graphs import GraphedStep
+from training.teachers.graphs import GraphedSGD, GraphedStep
 from training.teachers.methods import CrossEntropyMethod, LDAMMethod, TeacherMethod
 from training.teachers.paco import PaCoMethod
 from training.teachers.sam import rho_at, sam_step
@@ -76,30 +76,32 @@ class TeacherLearner:
         # Channels last make small convolutions up to a third faster, on CPU and GPU.
         method.to(world.device).to(memory_format=torch.channels_last)
         self.modules: dict[str, nn.Module] = {"model": method}
-        trained = [p for p in method.parameters() if p.requires_grad]
-        # Not the fused kind: it walks memory, and a resumed momentum is not laid out channels last.
-        self.optimizers: list[Optimizer] = [
-            torch.optim.SGD(trained, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
-        ]
         self.losses = world.wrap(method)
         alone = world.size == 1 and world.device.type == "cuda"
         whole = recipe.micro_batch_size in (None, recipe.batch_size)
         self._graph = GraphedStep() if graphed and alone and whole else None
+        trained = [p for p in method.parameters() if p.requires_grad]
+        # Not torch's fused kind: it walks memory, so gradients must lie there as the weights do.
+        kind = torch.optim.SGD if self._graph is None else GraphedSGD
+        self.optimizers: list[Optimizer] = [
+            kind(trained, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+        ]
         self._rho = recipe.rho
-        self._constants: tuple[float, float] | None = None
 
     def start_epoch(self, epoch: int) -> None:
         """Schedules that depend on the epoch alone."""
         recipe = self.recipe
         lr = teacher_learning_rate(recipe, epoch)
         set_learning_rate(self.optimizers, lr)
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, GraphedSGD):
+                optimizer.rate.fill_(lr)
         steps = zip((0, *recipe.rho_epochs), (recipe.rho, *recipe.rho_values), strict=True)
-        self._rho = rho_at(epoch, tuple(steps))
+        former, self._rho = self._rho, rho_at(epoch, tuple(steps))
         self.method.set_epoch(epoch, recipe.epochs)
         self.method.train()
-        if self._graph is not None and self._constants != (lr, self._rho):
-            self._graph.forget()  # these two are constants in it; all else lives in buffers
-        self._constants = (lr, self._rho)
+        if self._graph is not None and self._rho != former:
+            self._graph.forget()  # the one constant in it; all else lives in buffers
 
     def step(self, epoch: int, step: int, batches: list[MicroBatch]) -> Tensor:
         """One SAM step over this process's micro-batches; the sum of their losses."""
