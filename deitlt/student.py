@@ -152,6 +152,15 @@ def build_student(config: StudentConfig) -> DeiTLT | PlainViT:
     return DeiTLT(config) if config.distilled else PlainViT(config)
 
 
+def exact_logits(student: DeiTLT | PlainViT, tokens: Tensor) -> list[Tensor]:
+    """What `student.classify(tokens)` gives, in single precision also under autocast.
+
+    In bfloat16 close logits tie, and a tie goes to the lower index, the more frequent class.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):
+        return list(student.classify(tokens.float()))
+
+
 def average_logits(cls_logits: Tensor, dist_logits: Tensor) -> Tensor:
     """The answer of a student, `(B, C)`: the mean of both experts' logits (not probabilities)."""
     return (cls_logits + dist_logits) / 2

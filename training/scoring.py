@@ -4,7 +4,6 @@ Legend: `N` images, `C` classes.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deitlt.metrics import Report, confusion_matrix, report
-from deitlt.student import average_logits
+from deitlt.student import DeiTLT, PlainViT, average_logits, exact_logits
 
 HeadLogits = dict[str, NDArray[np.float32]]
 
@@ -21,14 +20,14 @@ BLENDS = tuple(step / 20 for step in range(21))
 
 
 @torch.inference_mode()
-def student_logits(model: nn.Module, images: Iterable[Tensor]) -> HeadLogits:
+def student_logits(model: DeiTLT | PlainViT, images: Iterable[Tensor]) -> HeadLogits:
     """Logits `(N, C)` of the average and of both experts, or of a plain transformer's one head.
 
     Leaves the model in eval mode.
     """
     model.eval()
     parts = [_answer(model, batch) for batch in images]
-    heads = [torch.cat(head).float() for head in zip(*parts, strict=True)]
+    heads = [torch.cat(head) for head in zip(*parts, strict=True)]
     named = {"cls": heads[0]}
     if len(heads) == 2:
         named = {"average": average_logits(*heads), "cls": heads[0], "dist": heads[1]}
@@ -42,11 +41,12 @@ def teacher_logits(model: nn.Module, images: Iterable[Tensor]) -> HeadLogits:
     return {"teacher": torch.cat([model(batch) for batch in images]).float().cpu().numpy()}
 
 
-def _answer(model: nn.Module, batch: Tensor) -> Any:
-    """What a student gives; on a GPU in bf16, as it was trained."""
+def _answer(model: DeiTLT | PlainViT, batch: Tensor) -> list[Tensor]:
+    """What a student gives; on a GPU its transformer in bf16, as it was trained."""
     device = batch.device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        return model(batch)
+        tokens = model.tokens(batch)
+    return exact_logits(model, tokens)
 
 
 def fit_blend(logits: HeadLogits, labels: NDArray[np.int64], num_classes: int) -> float:

@@ -109,7 +109,7 @@ def train_student(command: StudentCommand, world: World) -> None:
 
     def save_selected(epoch: int, head: str, figures: dict[str, Any]) -> None:
         averaged = learner.ema is not None and head in ("", "ema")
-        weights = learner.ema.module if averaged and learner.ema is not None else model
+        weights = learner.ema.student if averaged and learner.ema is not None else model
         card = prepared.card("student", model.architecture(), epoch, figures)
         save_weights(command.output / "student.safetensors", weights, card)
 
@@ -172,7 +172,7 @@ def _initial(command: StudentCommand, num_classes: int) -> DeiTLT | PlainViT:
 def _logits(learner: StudentLearner, images: Any) -> HeadLogits:
     logits = student_logits(learner.student, images)
     if learner.ema is not None:
-        averaged = student_logits(learner.ema.module, images)
+        averaged = student_logits(learner.ema.student, images)
         logits["ema"] = averaged["average" if "average" in averaged else "cls"]
     return logits
 

@@ -11,9 +11,8 @@ from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from deitlt.student import COSINE_SCALE, DeiTLT, PlainViT
+from deitlt.student import COSINE_SCALE, DeiTLT, PlainViT, exact_logits
 from training.augmentation.mixing import mix
 from training.config import StudentRecipe
 from training.engine.distributed import World
@@ -21,6 +20,7 @@ from training.engine.feed import Feed, MicroBatch
 from training.engine.schedules import set_learning_rate, student_learning_rate
 from training.engine.seeding import Stream, generator, seed_global
 from training.losses import deit_lt_loss, drw_weight, head_loss, soft_dist_loss
+from training.students.averaging import AveragedStudent
 from training.students.optimizers import student_optimizers
 from training.teachers.labelling import Teacher
 
@@ -74,7 +74,7 @@ class Distillation(nn.Module):
             The first carries the gradient; the last is the mean cosine of CLS and DIST token.
         """
         tokens = self.compute_tokens(images)
-        logits = [head.float() for head in self.student.classify(tokens)]
+        logits = exact_logits(self.student, tokens)
         cls_weight = weight if self.recipe.drw_on_cls else None
         loss_cls = (self.drw_cls_loss if in_drw else self.cls_loss)(logits[0], targets, cls_weight)
         if teacher is None:
@@ -113,9 +113,9 @@ class StudentLearner:
                 student.head_dist.requires_grad_(True)
         self.optimizers: list[Optimizer] = student_optimizers(student, recipe)
         self.modules: dict[str, nn.Module] = {"model": student}
-        self.ema: AveragedModel | None = None
+        self.ema: AveragedStudent | None = None
         if recipe.ema_decay > 0:
-            self.ema = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+            self.ema = AveragedStudent(student, recipe.ema_decay)
             self.modules["ema"] = self.ema
         losses = Distillation(student, recipe, counts).to(world.device)
         if compiled:
