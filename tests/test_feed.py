@@ -15,7 +15,7 @@ from deitlt.errors import ImageError
 from deitlt.labelled import LabelledImages, read_labelled
 from training.augmentation.named_views import paco_cifar_views, weak_view
 from training.augmentation.recipe_views import student_view
-from training.augmentation.views import RandomView
+from training.augmentation.views import Plan, RandomView
 from training.engine import feed as feed_module
 from training.engine.distributed import World
 from training.engine.feed import Feed, MicroBatch
@@ -148,6 +148,27 @@ def test_an_epoch_goes_on_in_the_middle(images: LabelledImages, start: int) -> N
     rest = list(fed.steps(1, start))
     assert len(rest) == fed.num_steps - start
     assert_same(flat(rest), flat(whole[start:]))
+
+
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_steps_whose_views_are_made_together_are_those_made_alone(
+    images: LabelledImages, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = paco_cifar_views(16, MEAN, STD)
+    alone = flat(feed(images, *views).steps(2, start))
+    monkeypatch.setitem(feed_module.PIXELS_AT_ONCE, "cpu", 2 * 8 * 16**2)
+    made: list[int] = []
+    apply = RandomView.apply
+
+    def counted(view: RandomView, pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
+        made.append(len(plan))
+        return apply(view, pixels, plan)
+
+    monkeypatch.setattr(RandomView, "apply", counted)
+    together = flat(feed(images, *views).steps(2, start))
+    assert made == ([16, 16, 8, 8] if start < 2 else [8, 8])  # of 26 images in steps of 8
+    assert [batch.number for batch in together] == [batch.number for batch in alone]
+    assert_same(together, alone)
 
 
 def test_views_depend_on_seed_epoch_and_micro_batch_alone(images: LabelledImages) -> None:

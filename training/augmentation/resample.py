@@ -78,15 +78,13 @@ def resample(pixels: Tensor, geometry: Geometry, side: int) -> Tensor:
 
 
 def _windows(pixels: Tensor, geometry: Geometry, rows: NDArray[np.bool_], side: int) -> Tensor:
-    boxes, flips = geometry.boxes[rows], geometry.maps[rows, 0, 0] < 0
-    steps = np.arange(side)
-    columns = boxes[:, 1:2] + np.where(flips[:, None], steps[::-1], steps)
-    lines = boxes[:, :1] + steps
-    which = torch.arange(len(pixels), device=pixels.device).view(-1, 1, 1, 1)
-    channel = torch.arange(3, device=pixels.device).view(1, 3, 1, 1)
-    y = on_device(lines, pixels.device)[:, None, :, None]
-    x = on_device(columns, pixels.device)[:, None, None, :]
-    return pixels[which, channel, y, x]
+    device, steps = pixels.device, torch.arange(side, device=pixels.device)
+    top, left = on_device(geometry.boxes[rows, :2], device).view(-1, 2, 1).unbind(1)
+    flips = on_device(geometry.maps[rows, 0, 0] < 0, device).view(-1, 1)
+    lines, columns = top + steps, left + torch.where(flips, side - 1 - steps, steps)
+    which = torch.arange(len(pixels), device=device).view(-1, 1, 1, 1)
+    channel = torch.arange(3, device=device).view(1, 3, 1, 1)
+    return pixels[which, channel, lines[:, None, :, None], columns[:, None, None, :]]
 
 
 def _resize(pixels: Tensor, geometry: Geometry, rows: NDArray[np.bool_], side: int) -> Tensor:

@@ -37,6 +37,10 @@ CACHE_BYTES = 2 << 30
 # Micro-batches that each worker keeps ahead.
 PREFETCHED = 4
 
+# Pixels of a view that are made at once, where steps have fewer: 1,024 images of 32 px keep a GPU
+# busier than the launching of some hundred kernels does the host.
+PIXELS_AT_ONCE = {"cpu": 0, "cuda": 1 << 20}
+
 Pixels = NDArray[np.uint8]
 
 
@@ -146,17 +150,39 @@ class Feed:
             epoch_order(self.sampling, self.images.labels, self.seed, epoch, draw=draw)
             for draw in range(2 if self.companions else 1)
         ]
+        if self._sources is not None:
+            yield from self._steps_on_device(epoch, start, orders, self._sources)
+            return
         numbers = [
             self.cut.of_step(step, self.num_samples) for step in range(start, self.num_steps)
         ]
-        tickets = ([self._ticket(epoch, number, orders) for number in step] for step in numbers)
-        if self._sources is not None:
-            for step in tickets:
-                yield self._made_on_device(step, self._sources)
-            return
-        cropped = self._loader.load(ticket for step in tickets for ticket in step)
+        tickets = (self._ticket(epoch, number, orders) for step in numbers for number in step)
+        cropped = self._loader.load(tickets)
         for step_numbers in numbers:
             yield [self._finished(*next(cropped)) for _ in step_numbers]
+
+    def _steps_on_device(
+        self, epoch: int, start: int, orders: list[IntArray], sources: Tensor
+    ) -> Iterator[list[MicroBatch]]:
+        """Steps whose views are made several at once, the same ones from wherever it starts."""
+        together = self._steps_at_once()
+        for first in range(start - start % together, self.num_steps, together):
+            steps = range(first, min(first + together, self.num_steps))
+            tickets = [
+                [self._ticket(epoch, number, orders) for number in numbers]
+                for numbers in (self.cut.of_step(step, self.num_samples) for step in steps)
+            ]
+            made = iter(self._made_on_device([t for own in tickets for t in own], sources))
+            for step, own in zip(steps, tickets, strict=True):
+                batches = [next(made) for _ in own]
+                if step >= start:
+                    yield batches
+
+    def _steps_at_once(self) -> int:
+        cut, orders = self.cut, 2 if self.companions else 1
+        images = orders * cut.size * cut.per_step // cut.num_processes
+        pixels = images * self.views[0].img_size ** 2
+        return max(1, PIXELS_AT_ONCE[self.world.device.type] // pixels)
 
     def _ticket(self, epoch: int, number: int, orders: list[IntArray]) -> Ticket:
         where = slice(number * self.cut.size, (number + 1) * self.cut.size)
@@ -165,7 +191,7 @@ class Feed:
         return Ticket(number, indices, [view.draw(rng, len(indices)) for view in self.views])
 
     def _made_on_device(self, tickets: list[Ticket], sources: Tensor) -> list[MicroBatch]:
-        """The micro-batches of a step, made together: a GPU is kept busy by few large kernels."""
+        """Micro-batches that are made together: a GPU is kept busy by few large kernels."""
         indices = np.concatenate([ticket.indices for ticket in tickets])
         where = on_device(indices, self.world.device)
         pixels, labels = sources[where], self._labels[where]
