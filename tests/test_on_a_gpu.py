@@ -1,0 +1,332 @@
+"""Training as a GPU runs it, with tensors that have no numbers (`fake_gpu_support`).
+
+Devices and precisions are those of a GPU, and a wait of the host for it is noticed. What the
+kernels compute is not tested here.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deitlt.labelled import LabelledImages
+from deitlt.student import DeiTLT, PlainViT, StudentConfig, build_student
+from deitlt.weights import load_tensors
+from tests.fake_gpu_support import GPU, Watch, fake_gpu
+from training.augmentation.crops import PaddedCrop, ResizedCrop
+from training.augmentation.operations import Op
+from training.augmentation.policies import Drawn
+from training.augmentation.recipe_views import student_view, teacher_views
+from training.augmentation.views import RandomView
+from training.benchmark.images import SyntheticSet, make_cifar_like
+from training.benchmark.student import untrained_teacher
+from training.config import StudentRecipe, TeacherRecipe
+from training.data import EvaluationImages
+from training.engine import checkpoint
+from training.engine.checkpoint import RESUME, Progress, RunFolder
+from training.engine.distributed import World
+from training.engine.feed import Feed, MicroBatch
+from training.recipes import STUDENTS, TEACHERS
+from training.scoring import _answer
+from training.students.distillation import Distillation, StudentLearner
+from training.teachers.labelling import Teacher
+from training.teachers.learner import TeacherLearner, build_method
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {"img_size": 32, "batch_size": 16, "micro_batch_size": 8}
+PICO: dict[str, Any] = {"size": "pico", "patch_size": 8, **SMALL}
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSet:
+    return make_cifar_like(tmp_path_factory.mktemp("gpu"), 20)
+
+
+class OnGPU:
+    """A learner on the GPU, and what feeds it."""
+
+    def __init__(self, learner: StudentLearner | TeacherLearner, feed: Feed, watch: Watch) -> None:
+        self.learner, self.feed, self.watch = learner, feed, watch
+
+    def step(self, epoch: int) -> list[MicroBatch]:
+        """The first step of an epoch; nothing in it may wait for the GPU."""
+        self.learner.start_epoch(epoch)
+        self.watch.forget()
+        batches = next(self.feed.steps(epoch))
+        if epoch == 0:  # constants are uploaded once
+            self.watch.forget()
+        assert all(view.device == GPU for batch in batches for view in batch.views)
+        figures = self.learner.step(epoch, 0, batches)
+        assert not self.watch.waits
+        assert not self.watch.large_uploads
+        assert figures.device == GPU
+        assert figures.dtype == torch.float32
+        assert figures.shape == (len(self.learner.figures),)
+        return batches
+
+
+def student_on(recipe: StudentRecipe, synthetic: SyntheticSet, watch: Watch, teacher: Teacher,
+               student: DeiTLT | PlainViT) -> OnGPU:  # fmt: skip
+    images, world = synthetic.images, World(GPU)
+    feed = feed_of(recipe, images, [student_view(recipe)], sampling=recipe.sampling)
+    learner = StudentLearner(
+        recipe,
+        student.to(GPU),
+        teacher.to(GPU) if recipe.distilled else None,
+        feed,
+        images.counts(),
+        world,
+        compiled=False,
+    )
+    return OnGPU(learner, feed, watch)
+
+
+def feed_of(recipe: StudentRecipe | TeacherRecipe, images: LabelledImages,
+            views: list[RandomView], **options: Any) -> Feed:  # fmt: skip
+    return Feed(
+        images,
+        views,
+        World(GPU),
+        batch_size=recipe.batch_size,
+        micro_batch_size=recipe.micro_batch_size,
+        seed=0,
+        **options,
+    )
+
+
+def transformer(recipe: StudentRecipe) -> DeiTLT | PlainViT:
+    return build_student(
+        StudentConfig(
+            size=recipe.size,
+            img_size=recipe.img_size,
+            patch_size=recipe.patch_size,
+            num_classes=10,
+            distilled=recipe.distilled,
+            layer_scale=recipe.layer_scale,
+            classifier=recipe.classifier,
+        )
+    )
+
+
+def tiny(name: str, **fields: Any) -> StudentRecipe:
+    recipe = STUDENTS[name]()
+    drw = 1 if recipe.drw_epoch < recipe.epochs else recipe.epochs
+    return replace(recipe, drw_epoch=drw, **PICO, **fields)
+
+
+# Those of the recipes that differ in more than numbers, and options that no recipe has.
+RECIPES = ("cifar", "imagenet_lt", "cifar_weak_views", "cifar_muon", "vit_crt", "vit_ldam", "deit3")
+CASES: dict[str, StudentRecipe] = {
+    **{name: tiny(name) for name in RECIPES},
+    "averaged": tiny("cifar", ema_decay=0.9),
+    "soft": tiny("cifar", distillation="soft", drw_on_cls=True),
+    "renormalised": tiny("cifar", renormalise=True),
+    **{loss: tiny("vit", cls_loss=loss) for loss in ("cb_focal", "vs")},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_student_takes_steps_that_never_wait(name: str, synthetic: SyntheticSet) -> None:
+    recipe = CASES[name]
+    student, teacher = transformer(recipe), untrained_teacher(synthetic, CPU)
+    if recipe.renormalise:
+        teacher = Teacher(teacher.model, teacher.card, recipe.preprocess())
+    with fake_gpu() as watch:
+        on_gpu = student_on(recipe, synthetic, watch, teacher, student)
+        for epoch in (0, 1):
+            on_gpu.step(epoch)
+        learner = on_gpu.learner
+        states = [s for o in learner.optimizers for s in o.state.values()]
+        kept = [*learner.modules["model"].parameters(), *(v for s in states for v in s.values())]
+        if recipe.ema_decay:
+            kept += learner.modules["ema"].parameters()
+        assert {(tensor.device, tensor.dtype) for tensor in kept} == {(GPU, torch.float32)}
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar", "cifar_no_sam", "cifar_paco", "cifar_glmc", "cifar_strong", "imagenet_lt"]
+)
+def test_a_teacher_takes_steps_that_never_wait(name: str, synthetic: SyntheticSet) -> None:
+    recipe = teacher_recipe(name)
+    method = build_method(recipe, synthetic.images.counts(), 10)
+    with fake_gpu() as watch:
+        views = teacher_views(recipe)
+        feed = feed_of(recipe, synthetic.images, views, companions=method.companions)
+        learner = TeacherLearner(recipe, method, World(GPU), graphed=True)
+        assert (learner._graph is not None) == (recipe.micro_batch_size is None)
+        learner._graph = None  # there is nothing to capture it with
+        on_gpu = OnGPU(learner, feed, watch)
+        for epoch in (0, 1):
+            batches = on_gpu.step(epoch)
+        # A graph can copy nothing from the host, whether that waits or not.
+        prepared = [learner._prepare(0, batch) for batch in batches]
+        watch.forget()
+        learner._sam(prepared)
+        assert watch.uploads == 0
+        state = [*method.state_dict().values(), *learner.optimizers[0].state_dict()["state"][0]]
+        devices = {value.device for value in state if isinstance(value, Tensor)}
+        assert devices == {GPU}
+
+
+def teacher_recipe(name: str) -> TeacherRecipe:
+    recipe = TEACHERS[name]()
+    smaller = {"resnet50": "resnet32", "timm/regnety_160": "timm/regnety_002"}
+    network = smaller.get(recipe.network, recipe.network)
+    small = SMALL if recipe.micro_batch_size else {**SMALL, "micro_batch_size": None}
+    drw = min(1, recipe.drw_epoch)
+    return replace(recipe, network=network, drw_epoch=drw, paco_queue=32, **small)
+
+
+def test_precision_on_a_gpu(synthetic: SyntheticSet) -> None:
+    """The transformer's products are in bfloat16; heads, losses, teacher and norms are not."""
+    recipe = tiny("cifar")
+    student, teacher = transformer(recipe), untrained_teacher(synthetic, CPU)
+    with fake_gpu() as watch:
+        on_gpu = student_on(recipe, synthetic, watch, teacher, student)
+        types: dict[str, set[torch.dtype]] = {}
+        for owner, model in (("student", student), ("teacher", teacher.model)):
+            for name, module in model.named_modules():
+                kind = type(module).__name__ if not name.startswith(("head", "linear")) else name
+                module.register_forward_hook(noting(types, f"{owner} {kind}"))
+        assert isinstance(on_gpu.learner, StudentLearner)
+        losses = on_gpu.learner.losses
+        assert isinstance(losses, Distillation)
+        losses.cls_loss.register_forward_pre_hook(noting_inputs(types, "cls logits"))
+        losses.dist_loss.register_forward_pre_hook(noting_inputs(types, "dist logits"))
+        on_gpu.step(0)
+    low, single = {torch.bfloat16}, {torch.float32}
+    assert types["student Linear"] == types["student PatchEmbed"] == low
+    assert types["teacher Conv2d"] == types["teacher BatchNorm2d"] == low
+    assert (
+        types["student LayerNorm"] == types["student head"] == types["student head_dist"] == single
+    )
+    assert types["teacher linear"] == types["cls logits"] == types["dist logits"] == single
+
+
+def noting(types: dict[str, set[torch.dtype]], name: str) -> Callable[..., None]:
+    """A hook that keeps the type of what a module gives."""
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        types.setdefault(name, set()).add(output.dtype)
+
+    return note
+
+
+def noting_inputs(types: dict[str, set[torch.dtype]], name: str) -> Callable[..., None]:
+    """A hook that keeps the type of a module's first input."""
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        types.setdefault(name, set()).add(inputs[0].dtype)
+
+    return note
+
+
+class Everything:
+    """A policy of which every operation comes up, before and after ones that look around."""
+
+    def draw(self, generator: np.random.Generator, num_images: int, side: int) -> Drawn:
+        """Two operations an image."""
+        codes = (np.arange(num_images)[:, None] + [0, 7]) % len(Op)
+        return codes.astype(np.int8), np.ones(codes.shape)
+
+
+@pytest.mark.parametrize(("crop", "streamed"), [
+    (ResizedCrop(), False), (ResizedCrop(interpolation="bilinear"), False), (PaddedCrop(4), False),
+    (PaddedCrop(4, reflect=True), False), (ResizedCrop(), True),
+])  # fmt: skip
+def test_every_operation_runs_on_a_gpu(crop: ResizedCrop | PaddedCrop, streamed: bool) -> None:
+    view = RandomView(
+        img_size=32,
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.2, 0.2),
+        crop=crop,
+        policies=(Everything(),),
+        random_erasing=0.5,
+        cutout_px=8,
+    )
+    plan = view.draw(np.random.default_rng(0), 2 * len(Op))
+    with fake_gpu() as watch:
+        pixels = torch.empty(len(plan), 3, 32, 32, dtype=torch.uint8, device=GPU)
+        make = view.apply_cropped if streamed else view.apply
+        make(pixels, plan)
+        watch.forget()
+        views = make(pixels, plan)
+        assert (views.device, views.dtype, views.shape) == (GPU, torch.float32, pixels.shape)
+        assert not watch.waits
+        assert not watch.large_uploads
+
+
+@pytest.mark.parametrize("name", ["cifar", "cifar_weak_views"])
+def test_the_plan_of_a_whole_step_is_taken_over_at_once(name: str) -> None:
+    """1,024 images of 224 px; what is larger than the driver's buffer would wait for the GPU."""
+    view = student_view(STUDENTS[name]())
+    plan = view.draw(np.random.default_rng(0), 1024)
+    with fake_gpu() as watch:
+        view.apply(torch.empty(1024, 3, 224, 224, dtype=torch.uint8, device=GPU), plan)
+        assert watch.uploads > 3
+        assert not watch.large_uploads
+
+
+@pytest.mark.parametrize("name", ["cifar", "vit", "vit_ldam"])
+def test_a_student_is_scored_on_a_gpu(name: str, synthetic: SyntheticSet) -> None:
+    recipe = tiny(name)
+    student = transformer(recipe).eval()
+    with fake_gpu(), torch.inference_mode():
+        student.to(GPU)
+        for batch in EvaluationImages(synthetic.images, recipe.preprocess(), GPU):
+            for logits in _answer(student, batch):
+                assert (logits.device, logits.dtype) == (GPU, torch.float32)
+                assert logits.shape == (len(batch), 10)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "muon"])
+def test_a_resume_point_is_loaded_onto_the_gpu(
+    optimizer: str, synthetic: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny("cifar", optimizer=optimizer)
+    teacher, run = untrained_teacher(synthetic, CPU), RunFolder(tmp_path)
+    images, world = synthetic.images, World(CPU)
+    feed = Feed(images, [student_view(recipe)], world, batch_size=16, micro_batch_size=8, seed=0)
+    learner = StudentLearner(
+        recipe, transformer(recipe), teacher, feed, images.counts(), world, compiled=False
+    )
+    learner.step(0, 0, next(feed.steps(0)))
+    run.save(Progress(epoch=1), learner.modules, learner.optimizers, "")
+    read = load_tensors(tmp_path / RESUME)  # a file has numbers
+    monkeypatch.setattr(checkpoint, "load_tensors", lambda _: read)
+    other = transformer(recipe)
+    with fake_gpu() as watch:
+        on_gpu = student_on(recipe, synthetic, watch, teacher, other)
+        resumed = on_gpu.learner
+        assert run.load(resumed.modules, resumed.optimizers, "").epoch == 1
+        for theirs, own in zip(resumed.optimizers, learner.optimizers, strict=True):
+            assert len(theirs.state) == len(own.state)
+            for state in theirs.state.values():
+                assert {value.device for value in state.values()} == {GPU}
+        on_gpu.step(0)
+
+
+def test_the_fake_gpu_notices_what_a_gpu_would() -> None:
+    with fake_gpu() as watch:
+        here, there = torch.ones(3), torch.ones(3, device=GPU)
+        with pytest.raises(Exception, match="same device"):
+            here + there
+        with pytest.raises(Exception, match="local_scalar_dense"):
+            bool(there.sum() > 0)
+        with pytest.raises(Exception, match="nonzero"):
+            there[there > 0]
+        assert not watch.waits
+        there.cpu()
+        here.to(GPU)
+        here.to(GPU, non_blocking=True)
+        there.copy_(here)
+        torch.ones(1 << 20).to(GPU, non_blocking=True)
+    assert watch.waits == {"_to_copy cuda to cpu": 1, "_to_copy cpu to cuda": 1,
+                           "copy_ cpu to cuda": 1}  # fmt: skip
+    assert watch.large_uploads == [4 << 20]
+    assert watch.uploads == 4
