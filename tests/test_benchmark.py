@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from training.recipes.teachers import cifar as teacher_cifar
 
 ROWS = [
     ("device", "matrix product, float32, 512 x 512", None),
+    ("teacher", "SAM step of 8, eager", None),
+    ("teacher", "epoch of 8 steps, measured, eager", None),
+    ("teacher", "200 epochs of CIFAR-10-LT, projected, eager", None),
     ("student pico", "whole step", "conventional pipeline"),
     ("student pico", "conventional pipeline", None),
     ("student pico", "model FLOPs", "matrix product, float32, 512 x 512"),
@@ -30,9 +34,6 @@ ROWS = [
     ("student pico", "views on the device", "timm transforms (-j 1)"),
     ("student pico", "timm transforms (-j 1)", None),
     ("student pico", "peak memory", None),
-    ("teacher", "SAM step of 8, eager", None),
-    ("teacher", "epoch of 8 steps, measured, eager", None),
-    ("teacher", "200 epochs of CIFAR-10-LT, projected, eager", None),
     ("streaming", "worker processes (-j 1)", "one core"),
     ("streaming", "one core", None),
 ]
@@ -51,7 +52,7 @@ def test_a_whole_run_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         if row["baseline"] is not None:
             assert row["ratio"] == pytest.approx(row["value"] / row["baseline_value"])
 
-    whole, conventional = (rows["student pico", name] for _, name, _ in ROWS[1:3])
+    whole, conventional = (rows["student pico", name] for _, name, _ in ROWS[4:6])
     assert whole["baseline_value"] == conventional["value"]
     assert rows["student pico", "views alone"]["baseline_value"] == pytest.approx(
         np.median([1000 * report["scale"]["batch_size"] / rate for rate in whole["samples"]])
@@ -68,6 +69,22 @@ def test_a_whole_run_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     table = capsys.readouterr().out
     assert all(name in table for _, name, _ in ROWS)
     assert table.count("needs a GPU") == 2
+
+
+def test_what_was_measured_before_it_is_stopped_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "measure_student", stop)
+    file = tmp_path / "figures.json"
+    assert benchmark.main(["--quick", "--device", "cpu", "--output", str(file)]) == 130
+    written = json.loads(file.read_text())["rows"]
+    assert [(row["part"], row["name"], row["baseline"]) for row in written] == ROWS[:4]
+    said = capsys.readouterr().err
+    assert all(f"  {name}: " in said for _, name, _ in ROWS[:4])
+    assert said.endswith("interrupted; parts above are whole\n")
 
 
 @pytest.mark.parametrize(("size", "img_size", "patch_size"), [

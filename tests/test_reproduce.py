@@ -6,9 +6,11 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deitlt.errors import UsageError
 from training.command_line import parse, pick_recipe
 from training.recipes import STUDENTS, TEACHERS
 from training.reproduce import main
@@ -92,6 +94,28 @@ def test_time_is_up_and_the_same_command_goes_on(
     assert main([*where, "--minutes", "0.05", "--teacher-options", endless]) == 0
     assert "time is up in teacher_ldam" in capfd.readouterr().out
     assert not (tmp_path / "teacher_ldam" / "metrics-test.json").exists()
+
+
+def test_the_table_is_there_although_a_later_run_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(words: list[str], run: Path, *_: Any) -> bool:
+        if run.name == "tiny_ldam":
+            raise UsageError("the GPU's memory is full")
+        run.mkdir(parents=True)
+        accuracy = {"value": 0.5}
+        head = {"overall": accuracy, "groups": dict.fromkeys(("head", "mid", "tail"), accuracy)}
+        metrics = {"epoch": 3, "heads": {"teacher": head}}
+        (run / "metrics-test.json").write_text(json.dumps(metrics))
+        (run / "results.csv").write_text("epoch,images_per_s,seconds\n1,1000,60\n")
+        return True
+
+    monkeypatch.setattr(launch, "train_and_evaluate", train)
+    arguments = ["evidence", "--data", "d", "--output", str(tmp_path), "--only", "tiny_ldam"]
+    assert main(arguments) == 2
+    assert "the GPU's memory is full" in capsys.readouterr().err
+    table = (tmp_path / "results.md").read_text()
+    assert "| teacher_ldam | 3 | 50.0 (50.0; 50.0; 50.0) |" in table
 
 
 def test_an_unknown_experiment_gets_one_line(

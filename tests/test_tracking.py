@@ -68,10 +68,13 @@ def test_a_long_silence_is_broken(
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with ProgressBar(100, 1000, 0, visible=True) as bar:
-        for epoch, clock[0] in ((1, 300.0), (2, 599.0), (3, 601.0), (4, 1200.0), (5, 1202.0)):
+        for epoch, clock[0] in enumerate(
+            (59.0, 61.0, 120.0, 599.0, 700.0, 1198.0, 1200.0), start=1
+        ):
             bar.finish_epoch({**ROW, "epoch": epoch})
     said = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in said] == ["epoch 3/1000", "epoch 5/1000"]
+    # A minute's at first, later ten.
+    assert [line.split("  ")[0] for line in said] == [f"epoch {e}/1000" for e in (2, 4, 7)]
 
 
 def test_a_process_that_does_not_lead_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,14 @@
 """`python -m training.benchmark`: how fast training is here, each figure against a baseline.
 
 All images are made up and all baselines are measured in the same run, in turns with what is
-compared with them. On a CPU everything shrinks: that shows that the program works, and little of
-how fast training is.
+compared with them. What a part has measured is said and written at once, so that a run may be
+stopped. On a CPU everything shrinks: that shows that the program works, and little of how fast
+training is.
 """
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -168,7 +169,7 @@ def student_recipe(scale: Scale, size: Size) -> StudentRecipe:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; returns 0, also where targets are missed, or 2 with one line on what was wrong."""
-    return run_program(PROGRAM, argv, _main, interrupted="interrupted; nothing was written")
+    return run_program(PROGRAM, argv, _main, interrupted="interrupted; parts above are whole")
 
 
 def _main(argv: list[str]) -> None:
@@ -177,7 +178,7 @@ def _main(argv: list[str]) -> None:
 
 
 def benchmark(command: BenchmarkCommand, command_line: str) -> list[Row]:
-    """Measure, print the table and write the JSON file, if one is asked for.
+    """Measure, print the table and write the JSON file, if one is asked for, part by part.
 
     Raises:
         DeitLTError: one of its kinds; the text is for the user.
@@ -199,44 +200,50 @@ def benchmark(command: BenchmarkCommand, command_line: str) -> list[Row]:
         "versions": {**versions(PACKAGES), "cuda": torch.version.cuda},
     }
     print(describe(about), flush=True)
-    rows = _measure(command, scale, world)
+    rows: list[Row] = []
+    for part in _measure(command, scale, world):
+        rows += part
+        for row in part:
+            print(f"  {row.name}: {row.value:.4g} {row.unit}", file=sys.stderr, flush=True)
+        if command.output is not None:
+            report = about | {"scale": asdict(scale), "rows": [row.to_dict() for row in rows]}
+            write_json(command.output, report)
     print(format_rows(rows))
-    if command.output is not None:
-        report = about | {"scale": asdict(scale), "rows": [row.to_dict() for row in rows]}
-        write_json(command.output, report)
     return rows
 
 
-def _measure(command: BenchmarkCommand, scale: Scale, world: World) -> list[Row]:
+def _measure(command: BenchmarkCommand, scale: Scale, world: World) -> Iterator[list[Row]]:
+    """The rows of one part after the other, what takes least time first."""
     workers = command.workers or usable_cores()
     compiled = world.device.type == "cuda" if command.compile is None else command.compile
     recipes = [student_recipe(scale, size) for size in scale.sizes]
-    rows = [matrix_rate(world.device, scale.matrix_side, 5 * scale.repeats)]
+    matrix = matrix_rate(world.device, scale.matrix_side, 5 * scale.repeats)
+    yield [matrix]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         synthetic = make_cifar_like(folder, scale.largest_class)
-        for recipe in recipes:
-            _announce(f"student {recipe.size}")
-            rows += measure_student(
-                recipe,
-                synthetic,
-                world,
-                matrix=rows[0],
-                steps=scale.steps,
-                repeats=scale.repeats,
-                workers=workers,
-                compiled=compiled,
-            )
         _announce("teacher")
-        rows += measure_teacher(
+        yield measure_teacher(
             synthetic,
             world,
             batch_size=scale.teacher_batch,
             steps=scale.teacher_steps,
             repeats=scale.repeats,
         )
+        for recipe in recipes:
+            _announce(f"student {recipe.size}")
+            yield measure_student(
+                recipe,
+                synthetic,
+                world,
+                matrix=matrix,
+                steps=scale.steps,
+                repeats=scale.repeats,
+                workers=workers,
+                compiled=compiled,
+            )
         _announce("streaming")
-        rows += measure_decoding(
+        yield measure_decoding(
             folder,
             num_images=scale.jpegs,
             batch=scale.jpeg_batch,
@@ -244,7 +251,6 @@ def _measure(command: BenchmarkCommand, scale: Scale, world: World) -> list[Row]
             repeats=scale.repeats,
             device=world.device,
         )
-    return rows
 
 
 def _announce(part: str) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-# Lines printed over a run, for logs that show no progress bar, and the longest silence, s.
+# Lines printed over a run, for logs that show no progress bar, and the longest silence, s: a short
+# one at first, so that a run that is going to be stopped has said how fast it is.
 MILESTONES = 10
 SILENCE_S = 600
+FIRST_SILENCE_S = 60
 REFRESH_S = 2.0
 
 
@@ -25,7 +27,7 @@ class ProgressBar:
             unit_scale=True,
             disable=None if visible else True,
         )
-        self._shown = self._said = time.monotonic()
+        self._started = self._shown = self._said = time.monotonic()
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -54,7 +56,8 @@ class ProgressBar:
         self._bar.n = epoch * self._num_samples
         self._bar.set_postfix_str(f"loss {row['loss']:.3f}", refresh=False)
         now = time.monotonic()
-        due = epoch % max(1, self._epochs // MILESTONES) == 0 or now - self._said > SILENCE_S
+        silence = FIRST_SILENCE_S if now - self._started < SILENCE_S else SILENCE_S
+        due = epoch % max(1, self._epochs // MILESTONES) == 0 or now - self._said > silence
         if self._visible and (due or epoch == self._epochs):
             self._said = now
             tqdm.write(_line(row, self._epochs))

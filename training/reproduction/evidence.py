@@ -2,7 +2,8 @@
 
 Trains, one after the other and each resumable, the teachers, students, baselines and cheaper
 variants of `EXPERIMENTS`, evaluates each on the test split once, and writes one table with what it
-ran on. With `--minutes` it stops in time, with resume points, and the same command goes on.
+ran on, anew after each. With `--minutes` it stops in time, with resume points, and the same command
+goes on.
 """
 
 import csv
@@ -101,11 +102,13 @@ def run_evidence(argv: list[str], words: list[str]) -> None:
     with launch.alone_in(arguments.output):
         for name, command in commands.items():
             run = arguments.output / name
-            if not launch.train_and_evaluate(command, run, arguments.data, state, deadline):
+            done = launch.train_and_evaluate(command, run, arguments.data, state, deadline)
+            # After every run: the next one may fail, or be killed.
+            table = f"`{typed(PROGRAM, words)}`\n\n{results_table(arguments.output, names)}"
+            write_text(arguments.output / "results.md", table)
+            if not done:
                 print(f"time is up in {name}; the same command goes on")
                 break
-        table = f"`{typed(PROGRAM, words)}`\n\n{results_table(arguments.output, names)}"
-        write_text(arguments.output / "results.md", table)
     print(table)
 
 
