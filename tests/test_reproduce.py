@@ -118,6 +118,15 @@ def test_the_table_is_there_although_a_later_run_fails(
     assert "| teacher_ldam | 3 | 50.0 (50.0; 50.0; 50.0) |" in table
 
 
+def test_a_run_that_was_stopped_says_how_far_and_how_fast_it_is(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    rows = "epoch,images_per_s,seconds\n1,500,60\n2,1000,30\n3,1100,30\n"
+    (tmp_path / "tiny" / "results.csv").write_text(rows)
+    table = evidence.results_table(tmp_path, ["tiny", "small"])
+    assert "| tiny | 3, not finished |  |  |  |  | 1000 | 2.0 |" in table
+    assert "small" not in table
+
+
 def test_an_unknown_experiment_gets_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

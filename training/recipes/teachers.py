@@ -61,6 +61,7 @@ def cifar() -> TeacherRecipe:
         decay_factor=0.01,
         rho=0.8,
         sam_batch_norm="both",
+        checkpoint_epochs=10,  # an epoch may take a third of a second
     )
 
 
@@ -315,4 +316,5 @@ def quick() -> TeacherRecipe:
         rho=0.1,
         warmup_epochs=2,
         sam_batch_norm="first",
+        checkpoint_epochs=1,
     )

@@ -137,7 +137,10 @@ def command_line(name: str, arguments: Any) -> list[str]:
 
 
 def results_table(folder: Path, names: list[str]) -> str:
-    """What the finished experiments have achieved on the test split, as Markdown."""
+    """What the experiments have achieved on the test split, as Markdown.
+
+    Of those that were stopped, how far and how fast they are.
+    """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     today = datetime.now(UTC).date()
     lines = [
@@ -147,17 +150,10 @@ def results_table(folder: Path, names: list[str]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
-        file = folder / name / "metrics-test.json"
-        if not file.is_file():
+        history = _history(folder / name / "results.csv")
+        if not history:
             continue
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-        heads = metrics["heads"]
-        with (folder / name / "results.csv").open(encoding="utf-8") as rows:
-            history = list(csv.DictReader(rows))
-        main_head = next((h for h in ("average", "teacher", "cls") if h in heads), "cls")
-        cells = [name, str(metrics["epoch"]), _figures(heads[main_head])]
-        experts = "dist" in heads
-        cells += [_figures(heads[head]) if experts else "" for head in ("cls", "dist")]
+        cells = [name, *_accuracies(folder / name / "metrics-test.json", len(history))]
         cosines = [row.get("cls_dist_cosine") or "" for row in (history[0], history[-1])]
         cells.append(" to ".join(f"{float(c):.2f}" for c in cosines) if all(cosines) else "")
         speeds = sorted(float(row["images_per_s"]) for row in history)
@@ -165,6 +161,25 @@ def results_table(folder: Path, names: list[str]) -> str:
         cells.append(f"{sum(float(row['seconds']) for row in history) / 60:.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _history(file: Path) -> list[dict[str, str]]:
+    """The epochs of a run up to its last resume point; none before the first."""
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8") as rows:
+        return list(csv.DictReader(rows))
+
+
+def _accuracies(file: Path, epochs: int) -> list[str]:
+    """Cells of epochs and accuracies; without these where a run was not evaluated yet."""
+    if not file.is_file():
+        return [f"{epochs}, not finished", "", "", ""]
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    heads = metrics["heads"]
+    main_head = next((h for h in ("average", "teacher", "cls") if h in heads), "cls")
+    experts = [_figures(heads[h]) if "dist" in heads else "" for h in ("cls", "dist")]
+    return [str(metrics["epoch"]), _figures(heads[main_head]), *experts]
 
 
 def _figures(head: dict[str, Any]) -> str:
