@@ -42,7 +42,7 @@ ROWS = [
 def test_a_whole_run_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     arguments = ["--quick", "--device", "cpu", "--workers", "1", "--output", str(file)]
-    assert benchmark.main(arguments) == 0
+    assert benchmark.main([*arguments, "--at-once", "2"]) == 0
     report = json.loads(file.read_text())
     rows = {(row["part"], row["name"]): row for row in report["rows"]}
     assert [(*key, row["baseline"]) for key, row in rows.items()] == ROWS

@@ -16,6 +16,7 @@ from deitlt.student import StudentConfig, build_student
 from training.augmentation.recipe_views import student_view
 from training.benchmark.images import SyntheticSet, make_cifar_like
 from training.benchmark.student import untrained_teacher
+from training.config import StudentRecipe
 from training.engine.distributed import World
 from training.engine.feed import Feed
 from training.recipes import STUDENTS
@@ -55,7 +56,20 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("name", ["cifar", "deit3", "vit_ldam", "vit_crt"])
 def test_one_graph_serves_a_whole_run(name: str, synthetic: SyntheticSet) -> None:
-    recipe = replace(STUDENTS[name](), ema_decay=0.9, **SMALL)
+    train(replace(STUDENTS[name](), ema_decay=0.9, **SMALL), synthetic)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_shorter_last_pass_has_a_graph_of_its_own(synthetic: SyntheticSet) -> None:
+    with torch._dynamo.config.patch(error_on_recompile=False):
+        train(replace(STUDENTS["cifar"](), at_once=4, **SMALL), synthetic)
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+def train(recipe: StudentRecipe, synthetic: SyntheticSet) -> None:
+    """All epochs of a run, with validation."""
     config = StudentConfig(
         size=recipe.size,
         img_size=recipe.img_size,
@@ -79,5 +93,3 @@ def test_one_graph_serves_a_whole_run(name: str, synthetic: SyntheticSet) -> Non
         for step, batches in enumerate(feed.steps(epoch)):
             assert torch.isfinite(learner.step(epoch, step, batches)).all()
         student_logits(learner.student, [torch.randn(3, 3, 16, 16)])  # validation, in eval mode
-    assert counters["stats"]["unique_graphs"] == 1
-    assert not counters["graph_break"]

@@ -124,6 +124,7 @@ RECIPES = ("cifar", "imagenet_lt", "cifar_weak_views", "cifar_muon", "vit_crt", 
 CASES: dict[str, StudentRecipe] = {
     **{name: tiny(name) for name in RECIPES},
     "averaged": tiny("cifar", ema_decay=0.9),
+    "at once": tiny("cifar", at_once=2),
     "soft": tiny("cifar", distillation="soft", drw_on_cls=True),
     "renormalised": tiny("cifar", renormalise=True),
     **{loss: tiny("vit", cls_loss=loss) for loss in ("cb_focal", "vs")},

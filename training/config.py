@@ -17,7 +17,7 @@ from training.losses import HeadLoss
 POSITIVE = {
     *("img_size", "patch_size", "epochs", "batch_size", "micro_batch_size", "lr"),
     *("checkpoint_epochs", "val_epochs", "temperature", "paco_temperature", "paco_queue"),
-    *("paco_width", "imbalance_factor", "layer_scale"),
+    *("paco_width", "imbalance_factor", "layer_scale", "at_once"),
 }
 SHARES = {
     *("val_fraction", "flip", "random_erasing", "label_smoothing", "drop_path_rate", "alpha"),
@@ -262,6 +262,9 @@ class StudentRecipe(Recipe):
     ema_decay: float = 0.0
     """Decay a step of averaged weights, which are evaluated and selected if better, or without
     held-out images always; 0 has none."""
+    at_once: int = 1
+    """Micro-batches a forward pass, each mixed and weighted by itself all the same. More keep a GPU
+    busy with a small student, and take as much more memory."""
     retrain_heads: bool = False
     """Start heads anew and train them alone, on the weights given by --init (cRT)."""
 

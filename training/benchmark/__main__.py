@@ -49,6 +49,8 @@ class BenchmarkCommand:
     """Fewer repeats and shorter ones; on a CPU also smaller batches."""
     micro_batch_size: int | None = None
     """Images a forward pass of the student, ours and the baseline's; by default the recipe's."""
+    at_once: int = 1
+    """Micro-batches that our student takes in one forward pass."""
     compile: bool | None = None
     """Whether our student goes through torch.compile; by default on a GPU."""
     workers: Annotated[int | None, tyro.conf.arg(aliases=["-j"])] = None
@@ -66,7 +68,7 @@ class Scale:
         img_size: side of their input, px.
         patch_size: side of a patch, px.
         batch_size: images a step of the student.
-        micro_batch_size: images a forward pass.
+        micro_batch_size: images that are mixed with each other, and of a forward pass.
         largest_class: images of the largest class; 5,000 is CIFAR-10-LT.
         steps: optimiser steps a sample.
         repeats: samples.
@@ -151,8 +153,8 @@ def pick_scale(command: BenchmarkCommand, device_type: str) -> Scale:
     return scale
 
 
-def student_recipe(scale: Scale, size: Size) -> StudentRecipe:
-    """The recipe `cifar` at a scale.
+def student_recipe(scale: Scale, size: Size, at_once: int = 1) -> StudentRecipe:
+    """The recipe `cifar` at a scale, with so many micro-batches a forward pass.
 
     Raises:
         UsageError: micro-batches do not divide the batch.
@@ -164,6 +166,7 @@ def student_recipe(scale: Scale, size: Size) -> StudentRecipe:
         patch_size=scale.patch_size,
         batch_size=scale.batch_size,
         micro_batch_size=scale.micro_batch_size,
+        at_once=at_once,
     )
 
 
@@ -216,7 +219,7 @@ def _measure(command: BenchmarkCommand, scale: Scale, world: World) -> Iterator[
     """The rows of one part after the other, what takes least time first."""
     workers = command.workers or usable_cores()
     compiled = world.device.type == "cuda" if command.compile is None else command.compile
-    recipes = [student_recipe(scale, size) for size in scale.sizes]
+    recipes = [student_recipe(scale, size, command.at_once) for size in scale.sizes]
     matrix = matrix_rate(world.device, scale.matrix_side, 5 * scale.repeats)
     yield [matrix]
     with tempfile.TemporaryDirectory() as name:

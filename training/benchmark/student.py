@@ -74,11 +74,14 @@ class OurStep:
         """What one step consists of, each part by itself, on the images of one step."""
         optimizers = self.learner.optimizers
         _, _, batches = next(self._steps)
-        labels = [self._ask(batch) for batch in batches]
+        size = self.recipe.at_once
+        passes = [batches[i : i + size] for i in range(0, len(batches), size)]
+        images = [torch.cat([batch.views[0] for batch in own]) for own in passes]
+        labels = [self._ask(shown) for shown in images]
         parts: dict[str, Callable[[], object]] = {
             VIEWS: lambda: next(self._steps),
-            "teacher's labels alone": lambda: [self._ask(batch) for batch in batches],
-            "student forward and backward alone": lambda: self._train_student(batches, labels),
+            "teacher's labels alone": lambda: [self._ask(shown) for shown in images],
+            "student forward and backward alone": lambda: self._train(passes, images, labels),
             "optimiser alone": lambda: [optimizer.step() for optimizer in optimizers],
         }
         for part in parts.values():
@@ -89,16 +92,23 @@ class OurStep:
         device = self.world.device.type
         return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
-    def _ask(self, batch: MicroBatch) -> Tensor:
+    def _ask(self, images: Tensor) -> Tensor:
         with self._autocast():
-            return self.teacher.label(batch.views[0])
+            return self.teacher.label(images)
 
-    def _train_student(self, batches: list[MicroBatch], labels: list[Tensor]) -> None:
-        for batch, taught in zip(batches, labels, strict=True):
-            targets = mixup_target(batch.labels, self.num_classes, 0.5, self.recipe.label_smoothing)
+    def _train(
+        self, passes: list[list[MicroBatch]], images: list[Tensor], labels: list[Tensor]
+    ) -> None:
+        """Forward and backward of a step's passes."""
+        smoothing = self.recipe.label_smoothing
+        for batches, shown, taught in zip(passes, images, labels, strict=True):
+            mixed = [mixup_target(b.labels, self.num_classes, 0.5, smoothing) for b in batches]
+            targets, parts = torch.cat(mixed), len(batches)
             with self._autocast():
-                losses = self.learner.losses(batch.views[0], targets, taught, None, in_drw=False)
-            losses[0].backward()
+                losses = self.learner.losses(
+                    shown, targets, taught, None, in_drw=False, parts=parts
+                )
+            losses[:, 0].sum().backward()
 
     def _endless(self) -> Iterator[tuple[int, int, list[MicroBatch]]]:
         for epoch in count():
@@ -216,8 +226,8 @@ def _speed_rows(
         name="whole step",
         unit="images/s",
         samples=[],
-        note=f"{recipe.img_size} px, {recipe.batch_size} a step in {baseline.micro}, {compiling}; "
-        f"first step {first_s:.1f} s, not counted",
+        note=f"{recipe.img_size} px, {recipe.batch_size} a step in {baseline.micro}, "
+        f"{recipe.at_once} of them a pass, {compiling}; first step {first_s:.1f} s, not counted",
     )
     transforms = f"timm transforms (-j {baseline.workers})"
     return (

@@ -50,7 +50,8 @@ class Distillation(nn.Module):
 
     def compile_transformer(self) -> None:
         """Let torch.compile make one graph of the transformer; losses stay as they are."""
-        self.compute_tokens = torch.compile(self.student.tokens)
+        # A shorter last pass gets a graph of its own, and not both a slower one of any size.
+        self.compute_tokens = torch.compile(self.student.tokens, dynamic=False)
 
     def forward(
         self,
@@ -60,20 +61,37 @@ class Distillation(nn.Module):
         weight: Tensor | None,
         *,
         in_drw: bool,
+        parts: int = 1,
     ) -> Tensor:
-        """Losses `(1,)` of a plain transformer, `(4,)` of a student: all, CLS, DIST, and a cosine.
+        """Losses of each part: one of a plain transformer, else four: all, CLS, DIST, and a cosine.
 
         Args:
-            images: normalised `(B, 3, S, S)`.
+            images: normalised `(B, 3, S, S)`, one or several micro-batches.
             targets: class indices `(B,)`, or mixed and smoothed distributions `(B, C)`.
             teacher: its labels `(B,)` (hard distillation) or logits `(B, C)` (soft).
             weight: class weights `(C,)` of the DRW phase, on DIST alone unless the recipe says.
             in_drw: whether this is the DRW phase.
+            parts: how many micro-batches these are; a loss is a weighted mean over one of them.
 
         Returns:
-            The first carries the gradient; the last is the mean cosine of CLS and DIST token.
+            `(parts, 1)` or `(parts, 4)`; the first of each carries the gradient, the last is the
+            mean cosine of CLS and DIST token.
         """
-        tokens = self.compute_tokens(images)
+        tokens = self.compute_tokens(images).chunk(parts)
+        taught = [None] * parts if teacher is None else teacher.chunk(parts)
+        each = zip(tokens, targets.chunk(parts), taught, strict=True)
+        return torch.stack([self._losses(*part, weight, in_drw=in_drw) for part in each])
+
+    def _losses(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        teacher: Tensor | None,
+        weight: Tensor | None,
+        *,
+        in_drw: bool,
+    ) -> Tensor:
+        """Losses of one micro-batch, `(1,)` or `(4,)`."""
         logits = exact_logits(self.student, tokens)
         cls_weight = weight if self.recipe.drw_on_cls else None
         loss_cls = (self.drw_cls_loss if in_drw else self.cls_loss)(logits[0], targets, cls_weight)
@@ -105,6 +123,9 @@ class StudentLearner:
     ) -> None:
         assert (teacher is not None) == recipe.distilled, "DIST needs a teacher, CLS alone has none"
         self.recipe, self.student, self.teacher = recipe, student, teacher
+        if teacher is not None and world.device.type == "cuda":
+            # Else every convolution in bfloat16 rearranges its images, before and after.
+            teacher.to(memory_format=torch.channels_last)
         self.feed, self.counts, self.world = feed, counts, world
         if recipe.retrain_heads:
             student.requires_grad_(False)
@@ -146,32 +167,35 @@ class StudentLearner:
         # Processes average their gradients, micro-batches of one process add up. An incomplete last
         # step keeps the divisor of a whole one, as the official code does.
         share = self.world.size / feed.cut.per_step
-        for number, batch in enumerate(batches, start=1):
-            with self.world.accumulating(self.losses, number < len(batches)):
-                figures = self._figures(epoch, batch)
-                (figures[0] * share).backward()
-            sums += figures.detach()
+        for first in range(0, len(batches), recipe.at_once):
+            together = batches[first : first + recipe.at_once]
+            with self.world.accumulating(self.losses, first + len(together) < len(batches)):
+                figures = self._figures(epoch, together)
+                (figures[:, 0].sum() * share).backward()
+            sums += figures.detach().sum(dim=0)
         for optimizer in self.optimizers:
             optimizer.step()
         if self.ema is not None:
             self.ema.update_parameters(self.student)
         return sums
 
-    def _figures(self, epoch: int, batch: MicroBatch) -> Tensor:
-        """One micro-batch forward."""
-        seed_global(self.recipe.seed, Stream.STEP, epoch, batch.number)
-        images, targets = self._targets(epoch, batch)
+    def _figures(self, epoch: int, batches: list[MicroBatch]) -> Tensor:
+        """Figures of micro-batches, in one forward pass."""
+        seed_global(self.recipe.seed, Stream.STEP, epoch, batches[0].number)
+        prepared = [self._targets(epoch, batch) for batch in batches]
+        images, targets = map(_joined, zip(*prepared, strict=True))
         device = self.world.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             teacher = self._ask_teacher(images)
             losses: Tensor = self.losses(
-                images, targets, teacher, self._weight, in_drw=self._in_drw
+                images, targets, teacher, self._weight, in_drw=self._in_drw, parts=len(batches)
             )
         if teacher is None:
             return losses
         labels = teacher.argmax(dim=1) if teacher.ndim == 2 else teacher
         dominant = targets.argmax(dim=1) if targets.ndim == 2 else targets
-        return torch.cat([losses, (labels == dominant).float().mean().unsqueeze(0)])
+        agreement = (labels == dominant).float().view(len(batches), -1).mean(dim=1, keepdim=True)
+        return torch.cat([losses, agreement], dim=1)
 
     def _targets(self, epoch: int, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Mixed images and soft targets; in the DRW phase of CIFAR plain ones with hard labels."""
@@ -192,3 +216,8 @@ class StudentLearner:
         if self.recipe.distillation == "soft":
             return self.teacher.logits(images).float()
         return self.teacher.label(images)
+
+
+def _joined(tensors: tuple[Tensor, ...]) -> Tensor:
+    """The tensors as one, which a single one is already."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
