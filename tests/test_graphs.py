@@ -29,6 +29,7 @@ NETWORK: dict[str, Any] = {
     "micro_batch_size": None,
     "epochs": 8,
     "warmup_epochs": 2,
+    "decay_epochs": (3, 5),
 }
 # What changes: the rate in every epoch, class weights or their share, the radius.
 RECIPES = {
