@@ -37,8 +37,8 @@ CACHE_BYTES = 2 << 30
 # Micro-batches that each worker keeps ahead.
 PREFETCHED = 4
 
-# Pixels of a view that are made at once, where steps have fewer: 1,024 images of 32 px keep a GPU
-# busier than the launching of some hundred kernels does the host.
+# Pixels of a view that are made at once, where steps have fewer (1,024 images of 32 px): launching
+# some hundred kernels takes the host as long for few images as for many.
 PIXELS_AT_ONCE = {"cpu": 0, "cuda": 1 << 20}
 
 Pixels = NDArray[np.uint8]

@@ -61,7 +61,7 @@ def cifar() -> TeacherRecipe:
         decay_factor=0.01,
         rho=0.8,
         sam_batch_norm="both",
-        checkpoint_epochs=10,  # an epoch may take a third of a second
+        checkpoint_epochs=10,  # epochs are short on a GPU
     )
 
 
