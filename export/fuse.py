@@ -104,7 +104,9 @@ class FusedStudent(nn.Module):
         """
         patches = self.patch(self._patches(images)).reshape(-1, self.side**2, self.width)
         patches = patches + self.position
-        prefix = self.prefix.expand(patches.shape[0], -1, -1)
+        # Broadcast to every image by adding zeros: `expand` would compute a shape, and ONNX Runtime
+        # does that on the CPU, where a graph that is to run on a GPU alone must have no operator.
+        prefix = self.prefix + 0 * patches[:, :1]
         rows = torch.cat([prefix, patches], dim=1).reshape(-1, self.width).to(self.dtype)
         attentions = []
         for block in self.blocks:
