@@ -23,6 +23,15 @@ Features = NDArray[np.float32]
 Rollout = NDArray[np.float32]
 Device = Literal["auto", "cpu", "cuda"]
 FP16 = "fp16"
+CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+CUDA_OPTIONS = {
+    # Float32 is float32: TF32, which ONNX Runtime would take, keeps 10 bits of a number's fraction.
+    "use_tf32": "0",
+    # What it fuses a sum and its LayerNorm into would add up in fp16.
+    "enable_skip_layer_norm_strict_mode": "1",
+}
+# Of what is left on the CPU, harmless: shapes of tensors, a few numbers each.
+SHAPE_OPERATORS = {"Concat", "Gather", "Shape", "Squeeze", "Unsqueeze"}
 
 
 class Outputs(NamedTuple):
@@ -148,24 +157,34 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
-        providers = ["CPUExecutionProvider"]
+        wanted, settings, complaint = CPU_PROVIDER, dict[str, str](), ""
         if _wants_cuda(device):
-            providers = ["CUDAExecutionProvider"]
-            # Without this ONNX Runtime answers a missing GPU by silently using the CPU.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            _load_cuda(onnxruntime)
+            wanted, settings = CUDA_PROVIDER, CUDA_OPTIONS
+            # What runs where is checked below. "session.disable_cpu_ep_fallback" would refuse
+            # shapes on the CPU too, which graphs of other exporters compute there.
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            complaint = _load_cuda(onnxruntime)
         try:
-            self._session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+            # Of itself it prints what went wrong on standard output and goes on without the GPU,
+            # at the start and in the middle of the work.
+            self._session = onnxruntime.InferenceSession(
+                str(model), options, providers=[(wanted, settings)], enable_fallback=0
+            )
         except Exception as error:  # onnxruntime raises its own pybind types, all unrelated
             raise RuntimeUnavailable(
-                f"{model}: ONNX Runtime cannot run it on {providers[0]} ({_first_line(error)})"
+                f"{model}: ONNX Runtime cannot run it on {wanted} ({_first_line(error)})"
             ) from error
         self._provider: str = self._session.get_providers()[0]
-        if self._provider != providers[0]:
+        if self._provider != wanted:
+            built_for = getattr(onnxruntime, "cuda_version", "")
             raise RuntimeUnavailable(
-                f"{providers[0]} was asked for but {self._provider} came; "
-                "check the CUDA and cuDNN libraries, or use --device cpu"
+                f"{wanted} was asked for but {self._provider} came; onnxruntime "
+                f"{onnxruntime.__version__} needs a GPU with its driver, "
+                f"{f'CUDA {built_for}' if built_for else 'CUDA'} and cuDNN 9"
+                f"{f' ({complaint})' if complaint else ''}; install them, or use --device cpu"
             )
+        if wanted == CUDA_PROVIDER:
+            _refuse_cpu_operators(self._session, model)
         self._input: str = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._preprocess = preprocess if self._input == NORMALISED_INPUT else None
@@ -196,15 +215,30 @@ def count_gpus() -> int:
     return 0
 
 
-def _load_cuda(onnxruntime: Any) -> None:
+def _load_cuda(onnxruntime: Any) -> str:
     """Load CUDA and cuDNN from NVIDIA's wheels; the system's loader does not look there.
 
-    What is missing it prints, on standard output, where programs write their results; that the
-    session then fails is said by its own error.
+    What is missing it prints, on standard output, where programs write their results. It is not
+    always wanted: the first line of it is returned, for the error if the session then fails.
     """
-    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
-        with redirect_stdout(StringIO()):
-            onnxruntime.preload_dlls()
+    with redirect_stdout(StringIO()) as said:
+        onnxruntime.preload_dlls()
+    return next(iter(said.getvalue().splitlines()), "")
+
+
+def _refuse_cpu_operators(session: Any, model: str | Path) -> None:
+    """Refuse a graph of which the GPU runs only a part; each change of place copies and waits."""
+    on_cpu = {
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == CPU_PROVIDER
+        for node in part.get_nodes()
+    }
+    if left := sorted(on_cpu - SHAPE_OPERATORS):
+        raise RuntimeUnavailable(
+            f"{model}: this ONNX Runtime has no CUDA kernels for {', '.join(left)}; use a newer "
+            "one, export the bundle again, or use --device cpu"
+        )
 
 
 def _wants_cuda(device: Device) -> bool:
@@ -212,7 +246,7 @@ def _wants_cuda(device: Device) -> bool:
     if device != "auto":
         return device == "cuda"
     onnxruntime = _import_onnxruntime()
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and count_gpus() > 0
+    return CUDA_PROVIDER in onnxruntime.get_available_providers() and count_gpus() > 0
 
 
 def _import_onnxruntime() -> Any:

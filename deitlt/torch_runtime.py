@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch.export.passes import move_to_device_pass
 
 from deitlt.bundle import Artefact
 from deitlt.errors import RuntimeUnavailable
@@ -35,10 +36,11 @@ class TorchRuntime:
         wanted = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        self._device = torch.device(wanted)
+        # With its number, as tensors on it have it: programs of torch.export compare the two.
+        self._device = torch.device("cuda", 0) if wanted == "cuda" else torch.device("cpu")
         self.num_threads = num_threads
         try:
-            self._module = _load(artefact.path, artefact.format, self._device)
+            self._module = load(artefact.path, artefact.format, self._device)
         except Exception as error:  # damaged archives raise errors of zip, pickle, JSON and C++
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise RuntimeUnavailable(f"{artefact.path}: PyTorch cannot load it ({line})") from error
@@ -55,7 +57,8 @@ class TorchRuntime:
         return Outputs(*(part.cpu().numpy() for part in results))
 
 
-def _load(path: Path, kind: str, device: torch.device) -> torch.nn.Module:
+def load(path: Path, kind: str, device: torch.device) -> torch.nn.Module:
+    """The module of an artefact of format torchscript or pt2, on a device."""
     if kind == "torchscript":
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -63,4 +66,5 @@ def _load(path: Path, kind: str, device: torch.device) -> torch.nn.Module:
             )  # PyTorch calls the format legacy; whoever chose it knows
             script: torch.nn.Module = torch.jit.load(str(path), map_location=device)
         return script
-    return torch.export.load(path).module().to(device)
+    # A program notes the device of its tensors in its operators too, where `Module.to` leaves it.
+    return move_to_device_pass(torch.export.load(path), device).module()

@@ -1,4 +1,4 @@
-"""The check before a start, forked or spawned; what ONNX Runtime loads and what it must not do."""
+"""The check before a start, forked or spawned; what ONNX Runtime must not do."""
 
 import os
 import subprocess
@@ -6,12 +6,8 @@ import sys
 import threading
 from pathlib import Path
 
-import onnxruntime
 import pytest
 
-from deitlt.bundle import default_bundle
-from deitlt.errors import RuntimeUnavailable
-from deitlt.runtimes import OnnxRuntime
 from serving import startup
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -83,26 +79,6 @@ def test_a_fork_and_a_new_process_say_the_same(
 )
 def test_a_check_that_dies_is_a_reason_too(action: str, said: str) -> None:
     assert printed(DYING.format(action=action)) == [said]
-
-
-def test_cuda_comes_from_wheels_too_and_says_nothing_on_standard_output(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    calls: list[str] = []
-
-    def preload() -> None:
-        calls.append("preload")
-        print("Failed to load libcublas")
-
-    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
-    model = default_bundle() / "model.onnx"
-    OnnxRuntime(model, device="cpu")
-    assert calls == []
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: 1 / 0)
-    with pytest.raises(RuntimeUnavailable, match="CUDAExecutionProvider"):
-        OnnxRuntime(model, device="cuda")
-    assert calls == ["preload"]
-    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("use", ["deitlt; deitlt.load(device='cpu')", "export.quantize"])
