@@ -163,7 +163,7 @@ class OnnxRuntime:
             # What runs where is checked below. "session.disable_cpu_ep_fallback" would refuse
             # shapes on the CPU too, which graphs of other exporters compute there.
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-            complaint = _load_cuda(onnxruntime)
+            complaint = load_cuda(onnxruntime)
         try:
             # Of itself it prints what went wrong on standard output and goes on without the GPU,
             # at the start and in the middle of the work.
@@ -215,7 +215,7 @@ def count_gpus() -> int:
     return 0
 
 
-def _load_cuda(onnxruntime: Any) -> str:
+def load_cuda(onnxruntime: Any) -> str:
     """Load CUDA and cuDNN from NVIDIA's wheels; the system's loader does not look there.
 
     What is missing it prints, on standard output, where programs write their results. It is not

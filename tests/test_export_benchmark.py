@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deitlt.errors import RuntimeUnavailable
 from deitlt.longtail import head_mid_tail
 from deitlt.preprocess import PreprocessSpec
+from deitlt.runtimes import CUDA_OPTIONS
 from deitlt.student import DeiTLT, Size, StudentConfig
 from deitlt.weights import save_weights
 from export.benchmark import __main__ as benchmark
@@ -272,10 +273,10 @@ def test_a_trained_student_is_judged_on_labels(
 def test_gpu_sessions_are_asked_for_as_documented(files: Path) -> None:
     cpu, cuda, tensorrt = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
     graph = opening(files / FLOAT32_FILE, provider=cuda, graph=True)
-    assert _providers(graph) == [(cuda, {"enable_cuda_graph": "1"}), cpu]
+    assert _providers(graph) == [(cuda, CUDA_OPTIONS | {"enable_cuda_graph": "1"}), cpu]
     engine = opening(files / FLOAT32_FILE, provider=tensorrt, batch_sizes=(1, 8, 32))
     (name, options), *fallback = _providers(engine)
-    assert [name, *fallback] == [tensorrt, cuda, cpu]
+    assert [name, *fallback] == [tensorrt, (cuda, CUDA_OPTIONS | {"enable_cuda_graph": "0"}), cpu]
     assert options["trt_profile_min_shapes"] == "images:1x16x16x3"
     assert options["trt_profile_max_shapes"] == "images:32x16x16x3"
 

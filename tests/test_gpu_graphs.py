@@ -7,15 +7,23 @@ on the CPU all the same (`GetCpuPreferredNodes`).
 """
 
 import math
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+import torch
 
 from deitlt.preprocess import PreprocessSpec
+from deitlt.runtimes import OnnxRuntime
 from deitlt.student import StudentConfig
+from export.fuse import FusedStudent
+from export.gpu_form import DOMAIN, write_gpu_form
+from export.parity import PlainStudent
+from export.to_onnx import ATTENTION_OPSET, export_onnx
 from export.variants import VARIANTS
-from tests.export_support import card_of, noise_student
+from tests.export_support import card_of, noise_student, photo_pixels
 
 # From `docs/OperatorKernels.md` of ONNX Runtime, CUDAExecutionProvider: the versions for which
 # kernels of float32 and float16 (Reshape, Transpose and Cast: of uint8 too) are registered.
@@ -72,3 +80,27 @@ def test_every_operator_has_a_kernel_of_its_version_on_a_gpu(name: str, tmp_path
     (opset,) = (entry.version for entry in graph.opset_import if not entry.domain)
     missing = {n.op_type for n in graph.graph.node if not has_cuda_kernel(n.op_type, opset)}
     assert not missing
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 0.02)])
+def test_the_gpu_form_answers_as_torch_does(
+    dtype: torch.dtype, tolerance: float, tmp_path: Path
+) -> None:
+    spec = PreprocessSpec(16)
+    model = noise_student(StudentConfig(size="pico", img_size=16, patch_size=4, num_classes=10))
+    card, pixels = card_of(model, spec), photo_pixels(24, spec)
+    source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
+    export_onnx(FusedStudent(model, spec, attention="operator", dtype=dtype), card, source)
+    write_gpu_form(source, target)
+    graph = onnx.load(str(target))
+    onnx.checker.check_model(graph, full_check=True)
+    own = Counter(node.op_type for node in graph.graph.node if node.domain == DOMAIN)
+    # Four blocks: the last has two queries and so no fused attention; its norms are the final one.
+    assert own == {"MultiHeadAttention": 3, "BiasGelu": 4, "SkipLayerNormalization": 8}
+    standard = {node.op_type for node in graph.graph.node if not node.domain}
+    assert all(has_cuda_kernel(operator, ATTENTION_OPSET) for operator in standard)
+    expected = PlainStudent(model, card).run(pixels).parts()
+    assert min(part.std() for part in expected.values()) > 10 * tolerance
+    for batch in (1, 24):
+        for name, actual in OnnxRuntime(target, device="cpu").run(pixels[:batch]).parts().items():
+            np.testing.assert_allclose(actual, expected[name][:batch], rtol=0, atol=tolerance)

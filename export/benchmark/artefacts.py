@@ -19,7 +19,9 @@ from deitlt.weights import Card, save_weights
 from export.benchmark.rows import (
     EXPLAIN_FILE,
     FLOAT32_FILE,
+    FP16_ATTENTION_FILE,
     FP16_FILE,
+    FP16_FUSED_FILE,
     INT8_FILE,
     MATMUL_FILE,
     OPTIMIZED_FILE,
@@ -29,6 +31,7 @@ from export.benchmark.rows import (
     WEIGHTS_FILE,
 )
 from export.fuse import FusedStudent
+from export.gpu_form import write_gpu_form
 from export.quantize import quantize_int8
 from export.to_onnx import describe_graph, export_onnx
 from export.to_torch import export_program, export_torchscript
@@ -55,7 +58,7 @@ class Subject:
 
 def write(subject: Subject, file: str) -> str:
     """Write a file of a student, and what it needs; returns a note on it for people."""
-    source = {OPTIMIZED_FILE: PLAIN_FILE, INT8_FILE: FLOAT32_FILE}.get(file)
+    source = SOURCES.get(file)
     if source and not (subject.folder / source).exists():
         WRITERS[source](subject)
     path = subject.folder / file
@@ -163,6 +166,11 @@ def _fused(file: str, **how: Any) -> Callable[[Subject], str]:
     return write_one
 
 
+def _gpu_form(subject: Subject) -> str:
+    write_gpu_form(subject.folder / FP16_ATTENTION_FILE, subject.folder / FP16_FUSED_FILE)
+    return ""
+
+
 def _int8(subject: Subject) -> str:
     quantize_int8(subject.folder / FLOAT32_FILE, subject.folder / INT8_FILE, subject.calibration)
     return ""
@@ -180,6 +188,12 @@ def _pt2(subject: Subject) -> str:
     return ""
 
 
+# Files that are made from another one.
+SOURCES = {
+    OPTIMIZED_FILE: PLAIN_FILE,
+    INT8_FILE: FLOAT32_FILE,
+    FP16_FUSED_FILE: FP16_ATTENTION_FILE,
+}
 WRITERS: dict[str, Callable[[Subject], str]] = {
     WEIGHTS_FILE: _weights,
     PLAIN_FILE: _plain,
@@ -188,6 +202,8 @@ WRITERS: dict[str, Callable[[Subject], str]] = {
     MATMUL_FILE: _fused(MATMUL_FILE, attention="matmul"),
     EXPLAIN_FILE: _fused(EXPLAIN_FILE, attention="matmul", explain=True),
     FP16_FILE: _fused(FP16_FILE, attention="matmul", dtype=torch.float16),
+    FP16_ATTENTION_FILE: _fused(FP16_ATTENTION_FILE, attention="operator", dtype=torch.float16),
+    FP16_FUSED_FILE: _gpu_form,
     INT8_FILE: _int8,
     TORCHSCRIPT_FILE: _torchscript,
     PT2_FILE: _pt2,

@@ -50,20 +50,21 @@ WEIGHTS_FILE, PLAIN_FILE, OPTIMIZED_FILE = "student.safetensors", "plain.onnx", 
 FLOAT32_FILE, MATMUL_FILE = "model.onnx", "model.matmul.onnx"
 EXPLAIN_FILE = "model.explain.onnx"
 INT8_FILE, FP16_FILE = "model.int8.onnx", "model.fp16.onnx"
+FP16_ATTENTION_FILE, FP16_FUSED_FILE = "model.fp16.attention.onnx", "model.fp16.fused.onnx"
 TORCHSCRIPT_FILE, PT2_FILE = "model.torchscript", "model.pt2"
 
 _ON_CPU = "it runs on the CPU alone"
 
 
 def _on_device(
-    key: str, label: str, precision: Precision, *, graph: bool = False, tensorrt: bool = False
+    key: str, label: str, file: str, *, graph: bool = False, tensorrt: bool = False
 ) -> Row:
     return Row(
         key=key,
         label=label,
-        file=FLOAT32_FILE if precision == "float32" else FP16_FILE,
+        file=file,
         how="onnx" if tensorrt else "bound",
-        precision=precision,
+        precision="float32" if file == FLOAT32_FILE else "float16",
         devices=("cuda",),
         graph=graph,
         tensorrt=tensorrt,
@@ -122,11 +123,21 @@ _ALL = (
     ),
     Row(key="torchscript", label="ours TorchScript", file=TORCHSCRIPT_FILE, how="torchscript"),
     Row(key="pt2", label="ours pt2 (torch.export)", file=PT2_FILE, how="pt2"),
-    _on_device("float32-binding", "ours float32, IO binding", "float32"),
-    _on_device("float32-graph", "ours float32, IO binding + CUDA graph", "float32", graph=True),
-    _on_device("fp16-binding", "ours fp16, IO binding", "float16"),
-    _on_device("fp16-graph", "ours fp16, IO binding + CUDA graph", "float16", graph=True),
-    _on_device("fp16-tensorrt", "ours fp16, TensorRT provider", "float16", tensorrt=True),
+    _on_device("float32-binding", "ours float32, IO binding", FLOAT32_FILE),
+    _on_device("float32-graph", "ours float32, IO binding + CUDA graph", FLOAT32_FILE, graph=True),
+    _on_device("fp16-binding", "ours fp16, IO binding", FP16_FILE),
+    _on_device("fp16-graph", "ours fp16, IO binding + CUDA graph", FP16_FILE, graph=True),
+    _on_device(
+        "fp16-attention-graph",
+        "ours fp16, Attention operator, CUDA graph",
+        FP16_ATTENTION_FILE,
+        graph=True,
+    ),
+    _on_device("fp16-fused-binding", "ours fp16, com.microsoft, IO binding", FP16_FUSED_FILE),
+    _on_device(
+        "fp16-fused-graph", "ours fp16, com.microsoft, CUDA graph", FP16_FUSED_FILE, graph=True
+    ),
+    _on_device("fp16-tensorrt", "ours fp16, TensorRT provider", FP16_FILE, tensorrt=True),
     Row(
         key="openvino-float32",
         label="ours float32 in OpenVINO",

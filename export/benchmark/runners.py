@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitlt.errors import RuntimeUnavailable
-from deitlt.runtimes import Logits
+from deitlt.runtimes import CPU_PROVIDER, CUDA_OPTIONS, CUDA_PROVIDER, Logits, load_cuda
 from export.benchmark.rows import How, Provider
 
 Images = NDArray[Any]
@@ -154,9 +154,12 @@ def open_session(opening: Opening, options: Any = None) -> Any:
     options.intra_op_num_threads = opening.threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    if opening.provider != "CPUExecutionProvider" and hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # CUDA from NVIDIA's wheels, where torch has not loaded it
-    session = onnxruntime.InferenceSession(opening.path, options, providers=_providers(opening))
+    if opening.provider != CPU_PROVIDER:
+        load_cuda(onnxruntime)  # from NVIDIA's wheels, where torch has not loaded it
+    # Else it would print why a graph cannot be captured, and time the CPU.
+    session = onnxruntime.InferenceSession(
+        opening.path, options, providers=_providers(opening), enable_fallback=0
+    )
     if session.get_providers()[0] != opening.provider:
         raise RuntimeUnavailable(
             f"{opening.provider} was asked for but {session.get_providers()[0]} came"
@@ -165,11 +168,12 @@ def open_session(opening: Opening, options: Any = None) -> Any:
 
 
 def _providers(opening: Opening) -> list[Any]:
-    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
-    if opening.provider == cpu:
-        return [cpu]
-    if opening.provider == cuda:
-        return [(cuda, {"enable_cuda_graph": "1" if opening.graph else "0"}), cpu]
+    if opening.provider == CPU_PROVIDER:
+        return [CPU_PROVIDER]
+    graph = {"enable_cuda_graph": "1" if opening.graph else "0"}
+    cuda = (CUDA_PROVIDER, CUDA_OPTIONS | graph)
+    if opening.provider == CUDA_PROVIDER:
+        return [cuda, CPU_PROVIDER]
     folder = Path(opening.path).parent / "tensorrt"
     folder.mkdir(exist_ok=True)
     options = {
@@ -179,7 +183,7 @@ def _providers(opening: Opening) -> list[Any]:
         "trt_engine_cache_path": str(folder),
         **_tensorrt_profile(opening),
     }
-    return [(opening.provider, options), cuda, cpu]
+    return [(opening.provider, options), cuda, CPU_PROVIDER]
 
 
 def _tensorrt_profile(opening: Opening) -> dict[str, str]:
