@@ -98,6 +98,8 @@ def test_batches_are_full_and_nothing_is_run_for_damaged_images_alone(
     [
         NO_MEMORY,
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; expr=cublasCreate"),
+        RuntimeError("Available memory of 1048576 is smaller than requested bytes of 2097152"),
         MemoryError(),
     ],
 )

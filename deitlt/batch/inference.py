@@ -32,7 +32,14 @@ LARGEST_BATCH = 256
 WORTH_DOUBLING = 1.05
 SEARCH_CALLS = 3
 # What ONNX Runtime and PyTorch say when a device's memory does not suffice.
-OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad allocation", "bad_alloc")
+OUT_OF_MEMORY = (
+    "failed to allocate memory",  # ONNX Runtime's arena
+    "is smaller than requested bytes",  # the same under a limit
+    "out of memory",  # cudaMalloc, PyTorch
+    "status_alloc_failed",  # cuBLAS, cuDNN
+    "bad allocation",
+    "bad_alloc",
+)
 
 
 @dataclass(frozen=True, slots=True)
