@@ -1,4 +1,4 @@
-"""What a GPU runtime asks ONNX Runtime and PyTorch for, and what it refuses.
+"""What a GPU runtime asks ONNX Runtime and PyTorch for, what it refuses, and what is timed on it.
 
 There need be no GPU: stand-ins record the calls, or answer as ONNX Runtime does on one.
 """
@@ -18,6 +18,7 @@ from deitlt.preprocess import PreprocessSpec
 from deitlt.runtimes import CUDA_OPTIONS, CUDA_PROVIDER, OnnxRuntime
 from deitlt.student import StudentConfig
 from deitlt.torch_runtime import TorchRuntime, load
+from export.benchmark import operators
 from export.fuse import FusedStudent
 from export.to_torch import export_program
 from tests.export_support import card_of, noise_student
@@ -154,3 +155,28 @@ def test_cuda_is_loaded_only_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: pytest.fail("loaded for a CPU"))
     outputs = OnnxRuntime(MODEL, device="cpu").run(np.zeros((1, 16, 16, 3), np.uint8))
     assert outputs.logits.shape[0] == 1
+
+
+def test_shares_of_a_gpus_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    class Profile:
+        """What CUDA tells torch: names and times of kernels."""
+
+        def __init__(self, activities: list[object]) -> None:
+            assert activities == [torch.profiler.ProfilerActivity.CUDA]
+
+        def __enter__(self) -> "Profile":
+            assert calls == [0], "the first call, which sets things up, is not to be seen"
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            assert len(calls) == 1 + operators.CALLS
+
+        def key_averages(self) -> list[Any]:
+            times = {"gemm": 30.0, "softmax": 10.0}
+            return [SimpleNamespace(key=k, self_device_time_total=t) for k, t in times.items()]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    found = operators.kernel_shares(lambda: calls.append(len(calls)))
+    assert found == {"gemm": 0.75, "softmax": 0.25}

@@ -1,14 +1,20 @@
-"""Where the time of a graph goes, operator by operator, as ONNX Runtime's profiler sees it."""
+"""Where the time goes: operators on a CPU, as ONNX Runtime sees it, kernels on a GPU, as CUDA does.
+
+ONNX Runtime's own profile of a GPU holds the times that launching took, not those of the work.
+"""
 
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 from export.benchmark.runners import Images, Opening, open_session
 
 CALLS = 10
 SUFFIX = "_kernel_time"
+# Templates spell out their arguments.
+KERNEL_NAME = 100
 
 
 def operator_shares(opening: Opening, images: Images) -> dict[str, float]:
@@ -39,5 +45,18 @@ def shares(events: list[dict[str, object]]) -> dict[str, float]:
         arguments = event.get("args")
         if str(event.get("name")).endswith(SUFFIX) and isinstance(arguments, dict):
             spent[arguments["op_name"]] += float(str(event["dur"]))
+    total = sum(spent.values())
+    return {name: spent[name] / total for name in sorted(spent, key=lambda op: -spent[op])}
+
+
+def kernel_shares(call: Callable[[], object]) -> dict[str, float]:
+    """Share of a GPU's time that each kernel takes in calls of a row, largest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(CALLS):
+            call()
+    spent = {event.key[:KERNEL_NAME]: event.self_device_time_total for event in seen.key_averages()}
     total = sum(spent.values())
     return {name: spent[name] / total for name in sorted(spent, key=lambda op: -spent[op])}

@@ -13,7 +13,7 @@ from export.benchmark.artefacts import Subject, write, write_minimal_bundle
 from export.benchmark.flops import plain_flops, pruned_flops
 from export.benchmark.fresh import load_bundle, run_row
 from export.benchmark.measure import WARM_UPS, Yardstick, take_turns
-from export.benchmark.operators import operator_shares
+from export.benchmark.operators import kernel_shares, operator_shares
 from export.benchmark.results import RowResult, StudentResult
 from export.benchmark.rows import (
     FLOAT32,
@@ -102,7 +102,7 @@ def measure_student(
             bundle.path, _image_file(student, folder), plan.threads, plan.loads
         )
     if plan.profile:
-        _profile(result, openings, stacks)
+        _profile(result, openings, runners, stacks, plan)
     return result
 
 
@@ -123,8 +123,17 @@ def _time(
 
 
 def _profile(
-    result: StudentResult, openings: dict[str, Opening], stacks: dict[str, Images]
+    result: StudentResult,
+    openings: dict[str, Opening],
+    runners: dict[str, Runner],
+    stacks: dict[str, Images],
+    plan: Plan,
 ) -> None:
+    if plan.device == "cuda":
+        for key in (key for key in runners if ROWS[key].how == "bound"):
+            images = batches(stacks[ROWS[key].takes], max(plan.batch_sizes))[0]
+            result.operators[ROWS[key].label] = kernel_shares(runners[key].prepare(images))
+        return
     for key in (FLOAT32, INT8):
         if key in openings:
             images = batches(stacks[ROWS[key].takes], PROFILE_BATCH)[0]
