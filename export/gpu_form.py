@@ -1,8 +1,9 @@
 """A graph in the operators that ONNX Runtime's CUDA provider has fast kernels for.
 
-The standard operators leave time on a GPU: a Gemm's bias is a product of its own before the Gemm
-(`onnxruntime/core/providers/cuda/math/gemm.cc`), and every sum and every norm reads and writes all
-tokens once more. ONNX Runtime's own operators (domain com.microsoft) take the bias along:
+The standard operators leave time on a GPU: a Gemm first fills its whole output with the bias and
+then adds the product (`onnxruntime/core/providers/cuda/math/gemm.cc`), and every sum and every norm
+reads and writes all tokens once more. ONNX Runtime's own operators (domain com.microsoft) take the
+bias along:
 
 - `MatMul, BiasGelu` for the first layer of an MLP and its GELU,
 - `MatMul, SkipLayerNormalization` for a layer, the sum with what skipped it, and the next norm,
