@@ -97,7 +97,7 @@ def test_time_is_up_and_the_same_command_goes_on(
 
 
 def test_the_table_is_there_although_a_later_run_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def train(words: list[str], run: Path, *_: Any) -> bool:
         if run.name == "tiny_ldam":
@@ -111,8 +111,8 @@ def test_the_table_is_there_although_a_later_run_fails(
         return True
 
     monkeypatch.setattr(launch, "train_and_evaluate", train)
-    arguments = ["evidence", "--data", "d", "--output", str(tmp_path), "--only", "tiny_ldam"]
-    assert main(arguments) == 2
+    arguments = ["--data", str(data), "--output", str(tmp_path), "--only", "tiny_ldam"]
+    assert main(["evidence", *arguments]) == 2
     assert "the GPU's memory is full" in capsys.readouterr().err
     table = (tmp_path / "results.md").read_text()
     assert "| teacher_ldam | 3 | 50.0 (50.0; 50.0; 50.0) |" in table
