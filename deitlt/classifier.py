@@ -23,10 +23,26 @@ MAX_BATCH = 32
 class Classifier:
     """A bundle on a runtime. Safe to call from many threads."""
 
-    def __init__(self, bundle: Bundle, runtime: Runtime, *, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        runtime: Runtime,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        variant: str | None = None,
+    ) -> None:
+        """Put a bundle and what runs it together.
+
+        Args:
+            bundle: what prepares images and names classes.
+            runtime: runs one form of its model.
+            max_pixels: images with more pixels are refused.
+            variant: name of that form; None where it is not known, as on a Triton server.
+        """
         self.bundle = bundle
         self.runtime = runtime
         self.max_pixels = max_pixels
+        self.variant = variant
         groups = bundle.groups()
         self._group = {c: name for name in ("head", "mid", "tail") for c in groups[name]}
 
@@ -255,4 +271,4 @@ def load(
     if fast_decode:
         bundle = bundle.with_fast_decode()
     runtime = open_runtime(bundle, variant, device=device, num_threads=num_threads)
-    return Classifier(bundle, runtime, max_pixels=max_pixels)
+    return Classifier(bundle, runtime, max_pixels=max_pixels, variant=variant)

@@ -11,7 +11,7 @@ from deitlt.bundle import EXPLAIN, Bundle, open_bundle
 from deitlt.classifier import Classifier
 from deitlt.engine import Engine, usable_cores
 from deitlt.errors import UsageError
-from deitlt.runtimes import Runtime, open_runtime
+from deitlt.runtimes import Runtime, default_variant, open_runtime
 from deitlt.triton_runtime import TritonRuntime
 from serving.metrics import Metrics
 from serving.models import Models
@@ -94,7 +94,8 @@ def load_model(settings: Settings, metrics: Metrics, path: Path) -> Classifier:
             settings.triton, bundle, timeout_s=settings.timeout_s, binary=settings.triton_binary
         )
         return Classifier(bundle, remote, max_pixels=settings.max_pixels)
-    return _load_here(settings, metrics, bundle, settings.variant)
+    variant = settings.variant or default_variant(bundle, settings.device)
+    return _load_here(settings, metrics, bundle, variant)
 
 
 def load_explainer(settings: Settings, metrics: Metrics, bundle: Bundle) -> Classifier | None:
@@ -117,7 +118,7 @@ def _load_here(settings: Settings, metrics: Metrics, bundle: Bundle, variant: st
         observe=metrics.count_call,
     )
     batching.warm_up(bundle.preprocess.img_size)
-    return Classifier(bundle, batching, max_pixels=settings.max_pixels)
+    return Classifier(bundle, batching, max_pixels=settings.max_pixels, variant=variant)
 
 
 def max_batch(settings: Settings, runtime: Runtime) -> int:

@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deitlt import __version__, errors
-from deitlt.bundle import INPUT
+from deitlt.bundle import FLOAT32, INPUT
 from deitlt.classifier import Classifier
 from deitlt.engine import Task
 from deitlt.prediction import Options, Prediction, Timing
@@ -160,7 +160,9 @@ def _find(request: Request) -> tuple[Model, Contract]:
     model = backend.models.find(path["name"], path.get("version"))
     bundle = model.classifier.bundle
     size, num_classes = bundle.preprocess.img_size, len(bundle.classes)
-    heads = bundle.manifest["artefacts"][backend.settings.variant]["outputs"]
+    # A Triton server does not say which form it runs; then it is the one of the settings.
+    variant = model.classifier.variant or backend.settings.variant or FLOAT32
+    heads = bundle.manifest["artefacts"][variant]["outputs"]
     return model, Contract(
         [Tensor(INPUT, "UINT8", [size, size, 3]), Tensor(ENCODED, "BYTES", [1])],
         [Tensor(head, "FP32", [num_classes]) for head in heads],

@@ -228,6 +228,7 @@ def card(model: Model, *, default: bool) -> dict[str, Any]:
         "groups": bundle.groups(),
         "preprocess": bundle.preprocess.to_dict(),
         "artefacts": bundle.manifest["artefacts"],
+        "variant": classifier.variant,
         "provider": classifier.runtime.provider,
         "explain": model.explainer is not None,
     }

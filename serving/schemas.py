@@ -115,11 +115,16 @@ SCHEMAS: dict[str, Any] = {
         "results", results=array({"oneOf": [ref("Prediction"), ref("Error")]}, minItems=2)
     ),
     "Model": record(
-        "name version default classes train_counts groups preprocess artefacts provider explain",
+        "name version default classes train_counts groups preprocess artefacts variant provider "
+        "explain",
         default=BOOLEAN, classes=array(STRING), train_counts=array(INTEGER),
         groups={"type": "object", "additionalProperties": array(INTEGER)},
         preprocess={"type": "object"},
         artefacts={"type": "object", "description": "Parity and accuracy of each form."},
+        variant={
+            "type": ["string", "null"],
+            "description": "Which of the artefacts answers; null where a Triton server chooses it.",
+        },
         provider={"type": "string", "description": "Where it runs."},
         explain={"type": "boolean", "description": "It answers `POST /v1/explain`."},
     ),

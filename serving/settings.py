@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast, get_args
 
-from deitlt.bundle import FLOAT32, MANIFEST, default_bundle
+from deitlt.bundle import MANIFEST, default_bundle
 from deitlt.errors import UsageError
 from deitlt.preprocess import MAX_PIXELS
 from deitlt.runtimes import Device
@@ -33,7 +33,8 @@ class Settings:
     being the default; unset: what a Bento carries, or the digits that come with the package."""
 
     variant: str
-    """`DEITLT_VARIANT`: which form of the model: `float32` (default), `int8` or another it has."""
+    """`DEITLT_VARIANT`: which form of the models: `float32`, `int8` or another they have; unset:
+    `fp16` on a GPU for each bundle that has it, else `float32`."""
 
     explain: bool
     """`DEITLT_EXPLAIN`: answer `POST /v1/explain` from the variant `explain` of the bundles that
@@ -121,7 +122,7 @@ class Settings:
         origins = (origin.strip() for origin in environ.get("DEITLT_CORS_ORIGINS", "").split(","))
         return cls(
             models=tuple(map(Path, paths)) or packed_bundles(),
-            variant=environ.get("DEITLT_VARIANT") or FLOAT32,
+            variant=environ.get("DEITLT_VARIANT", ""),
             explain=explain,
             device=_device(environ, "DEITLT_DEVICE"),
             triton=triton,

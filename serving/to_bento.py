@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from deitlt.bundle import open_bundle
+from deitlt.bundle import FLOAT32, open_bundle
 from deitlt.program import OneLineParser, run_program
 from serving.settings import PACKED, Settings
 
@@ -42,7 +42,7 @@ def build(settings: Settings) -> int:
         BundleError: a bundle is missing, damaged or has no such variant.
     """
     for path in settings.models:
-        open_bundle(path).artefact(settings.variant)
+        open_bundle(path).artefact(settings.variant or FLOAT32)
     with tempfile.TemporaryDirectory(prefix="deitlt-bento-") as name:
         folder = Path(name)
         for part in PARTS:

@@ -40,7 +40,7 @@ def test_settings_have_defaults_that_an_empty_variable_keeps() -> None:
     assert settings == Settings.from_environ({"DEITLT_MODEL": "", "DEITLT_WORKERS": ""})
     assert settings.models == (default_bundle(),)
     assert settings.num_workers == 0
-    assert (settings.variant, settings.reload_s, settings.api_key) == ("float32", 0, "")
+    assert (settings.variant, settings.reload_s, settings.api_key) == ("", 0, "")
     assert (settings.cors_origins, settings.access_log) == ((), False)
     several = {"DEITLT_MODEL": f"a{os.pathsep}b/c", "DEITLT_CORS_ORIGINS": "https://x, https://y"}
     settings = Settings.from_environ(several)

@@ -94,6 +94,7 @@ def test_the_card_says_what_is_served(client: TestClient, classifier: Classifier
         "groups": bundle.groups(),
         "preprocess": json.loads(json.dumps(bundle.preprocess.to_dict())),
         "artefacts": bundle.manifest["artefacts"],
+        "variant": "float32",
         "provider": "CPUExecutionProvider",
         "explain": False,
     }

@@ -48,7 +48,7 @@ def test_the_service_answers_as_the_library(
             assert wanted.experts is not None
             assert answer["experts"]["dist"][0]["label"] == wanted.experts.dist[0].label
             (model,) = client.get("/v1/models").json()["models"]
-            assert model["provider"] == f"Triton {protocol}"
+            assert (model["variant"], model["provider"]) == (None, f"Triton {protocol}")
             error_of(client.post(CLASSIFY, content=b"bad"), 415, "unsupported_image")
     finally:
         backend.close()

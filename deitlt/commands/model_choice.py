@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deitlt.bundle import Bundle, default_bundle, open_bundle
 from deitlt.classifier import Classifier
-from deitlt.runtimes import Runtime, default_variant, open_runtime
+from deitlt.runtimes import default_variant, open_runtime
 from deitlt.triton_runtime import TritonRuntime
 
 
@@ -56,9 +56,7 @@ def find_bundle(arguments: argparse.Namespace) -> Bundle:
 
 def open_model(arguments: argparse.Namespace, bundle: Bundle) -> Classifier:
     """The classifier of that bundle, here on one thread a call or on a Triton server."""
-    runtime: Runtime
-    if arguments.triton is None:
-        runtime = open_runtime(bundle, arguments.variant, device=arguments.device, num_threads=1)
-    else:
-        runtime = TritonRuntime(arguments.triton, bundle)
-    return Classifier(bundle, runtime)
+    if arguments.triton is not None:
+        return Classifier(bundle, TritonRuntime(arguments.triton, bundle))
+    runtime = open_runtime(bundle, arguments.variant, device=arguments.device, num_threads=1)
+    return Classifier(bundle, runtime, variant=arguments.variant)
