@@ -1,14 +1,16 @@
 """What every benchmark says of its run: hardware, versions, how disturbed the processor was."""
 
+import ctypes
 import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deitlt import __version__
 from deitlt.engine import usable_cores
+from deitlt.runtimes import cuda_driver
 
 # The most of a processor's time that may go to other machines before times mean little.
 MAX_STEAL = 0.03
@@ -45,7 +47,8 @@ def hardware(gpu: Any = None) -> dict[str, Any]:
     """What figures were taken on.
 
     Args:
-        gpu: what `torch.cuda.get_device_properties` says of the GPU, if one was used.
+        gpu: what `torch.cuda.get_device_properties` or `first_gpu` says of the GPU, if one was
+            used.
     """
     facts: dict[str, Any] = {"cpu": _cpu_name(), "cores": usable_cores()}
     if hasattr(os, "getloadavg"):
@@ -53,6 +56,30 @@ def hardware(gpu: Any = None) -> dict[str, Any]:
     if gpu is not None:
         facts |= {"gpu": gpu.name, "gpu_gib": round(gpu.total_memory / 2**30, 1)}
     return facts
+
+
+class Gpu(NamedTuple):
+    """A GPU as `hardware` takes it; memory in bytes."""
+
+    name: str
+    total_memory: int
+
+
+def first_gpu() -> Gpu | None:
+    """The GPU that is used where no other is asked for, by the driver, so without torch.
+
+    None where the driver says nothing of one.
+    """
+    cuda = cuda_driver()
+    device, name, memory = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_size_t()
+    if (
+        cuda is None
+        or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        or cuda.cuDeviceGetName(name, len(name), device)
+        or cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    ):
+        return None
+    return Gpu(name.value.decode(errors="replace"), memory.value)
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:

@@ -204,15 +204,23 @@ class OnnxRuntime:
 
 def count_gpus() -> int:
     """NVIDIA GPUs that the driver offers; 0 without a driver."""
+    count = ctypes.c_int(0)
+    cuda = cuda_driver()
+    if cuda is not None and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0:
+        return count.value
+    return 0
+
+
+def cuda_driver() -> Any | None:
+    """The library of NVIDIA's driver, ready for calls; None where there is none that works."""
     for library in ("libcuda.so.1", "nvcuda.dll"):
         try:
             cuda = ctypes.CDLL(library)
         except OSError:
             continue
-        count = ctypes.c_int(0)
-        if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0:
-            return count.value
-    return 0
+        if cuda.cuInit(0) == 0:
+            return cuda
+    return None
 
 
 def load_cuda(onnxruntime: Any) -> str:

@@ -1,12 +1,23 @@
 """What benchmarks say of their run."""
 
+import ctypes
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from deitlt.measuring import Steal, aligned, describe, format_steal, hardware, versions
+from deitlt.measuring import (
+    Gpu,
+    Steal,
+    aligned,
+    describe,
+    first_gpu,
+    format_steal,
+    hardware,
+    versions,
+)
 
 
 def test_steal_is_a_share_and_warned_of() -> None:
@@ -32,6 +43,31 @@ def test_hardware_and_versions_are_this_machine_s() -> None:
     assert text.startswith("now  python\nH9, 3.0 GiB; ")
     assert "\ntwo threads\ndeitlt " in text
     assert "cuda" not in text
+
+
+@pytest.mark.parametrize("failing", [None, "cuInit", "cuDeviceGet", "cuDeviceTotalMem_v2"])
+def test_the_driver_names_the_gpu(monkeypatch: pytest.MonkeyPatch, failing: str | None) -> None:
+    class Driver:
+        """Fills in what it is handed, as NVIDIA's does, and returns 0 or an error's number."""
+
+        def __getattr__(self, call: str) -> Any:
+            return lambda *given: 100 if call == failing else self.answer(call, *given)
+
+        def answer(self, call: str, *given: Any) -> int:
+            if call == "cuDeviceGet":
+                given[0]._obj.value = 7
+                assert given[1] == 0
+            elif call != "cuInit":
+                assert given[-1].value == 7
+            if call == "cuDeviceGetName":
+                given[0].value = b"H9"
+                assert given[1] == len(given[0])
+            if call == "cuDeviceTotalMem_v2":
+                given[0]._obj.value = 80 << 30  # more than an int holds
+            return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    assert first_gpu() == (Gpu("H9", 80 << 30) if failing is None else None)
 
 
 def test_columns_line_up() -> None:

@@ -3,9 +3,7 @@
 There need be no GPU: a stand-in notes what it is asked for, runs it on the CPU and says CUDA.
 """
 
-import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,47 +13,21 @@ import pytest
 from starlette.testclient import TestClient
 
 from deitlt import runtimes
-from deitlt.bundle import MANIFEST, MODEL, Bundle, write_bundle
-from deitlt.preprocess import Pixels
-from deitlt.runtimes import CPU_PROVIDER, CUDA_PROVIDER, Outputs, open_runtime
+from deitlt.bundle import Bundle
+from deitlt.runtimes import CPU_PROVIDER, CUDA_PROVIDER, open_runtime
 from serving import startup
 from serving.backend import Backend
 from serving.frontend import Frontend
 from serving.settings import Settings
+from tests.on_gpu_support import FP16_OUTPUTS, OnGpu, add_fp16
 from tests.service_support import CLASSIFY, LIMITS, picture
-
-OUTPUTS = ["logits"]
-
-
-class OnGpu:
-    """A bundle's graph on the CPU under the name of the GPU's provider."""
-
-    provider = CUDA_PROVIDER
-
-    def __init__(self, bundle: Bundle, variant: str) -> None:
-        self._runtime = open_runtime(bundle, variant, device="cpu", num_threads=1)
-
-    def run(self, pixels: Pixels) -> Outputs:
-        return self._runtime.run(pixels)
 
 
 @pytest.fixture
 def two_bundles(tmp_path: Path, make_bundle: Callable[..., Path]) -> list[Path]:
     """One that has fp16, which here gives the mean alone, and one that has not."""
     plain = make_bundle(tmp_path / "plain", name="plain")
-    manifest = json.loads((plain / MANIFEST).read_text(encoding="utf-8"))
-
-    def fill(folder: Path) -> dict[str, Any]:
-        for file in manifest["files"]:
-            shutil.copy(plain / file, folder)
-        shutil.copy(folder / MODEL, folder / "model.fp16.onnx")
-        forms = manifest["artefacts"]
-        fp16 = {**forms["float32"], "file": "model.fp16.onnx", "outputs": OUTPUTS}
-        kept = {key: manifest[key] for key in manifest if key not in ("files", "sha256")}
-        kept.pop("schema_version")
-        return {**kept, "name": "both", "artefacts": {**forms, "fp16": fp16}}
-
-    return [write_bundle(tmp_path / "both", fill).path, plain]
+    return [add_fp16(plain, tmp_path / "both"), plain]
 
 
 @pytest.fixture
@@ -98,7 +70,7 @@ def test_on_a_gpu_each_bundle_gives_its_fp16_or_float32(
             }
             # The other protocol offers what the chosen form gives.
             outputs = [o["name"] for o in client.get("/v2/models/both").json()["outputs"]]
-            assert outputs == OUTPUTS
+            assert outputs == FP16_OUTPUTS
             assert len(client.get("/v2/models/plain").json()["outputs"]) > 1
             assert client.post(CLASSIFY, content=picture()).status_code == 200
     finally:

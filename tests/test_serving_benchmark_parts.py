@@ -283,7 +283,7 @@ def test_busy_processes_are_named() -> None:
 def test_bare_answers_and_windows(classifier: Classifier) -> None:
     photos = made_up_photos()
     bare = Bare(classifier, photos)
-    predictions = classifier.predict(photos)
+    predictions = [classifier.predict_one(photo) for photo in photos]
     assert bare.answers() == [(p.index, p.probability) for p in predictions]
     window, pure = bare.classify(2, 0.3, 0.05), bare.pure(2, 0.3, 0.05)
     assert 0 < window.images() < pure.images()

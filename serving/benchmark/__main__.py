@@ -12,12 +12,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from deitlt.bundle import FLOAT32, default_bundle, open_bundle
+from deitlt.bundle import default_bundle, open_bundle
 from deitlt.engine import usable_cores
 from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.files import write_json
-from deitlt.measuring import MAX_STEAL, Steal, describe, format_steal, hardware, versions
+from deitlt.measuring import (
+    MAX_STEAL,
+    Steal,
+    describe,
+    first_gpu,
+    format_steal,
+    hardware,
+    versions,
+)
 from deitlt.program import OneLineParser, Terminated, run_program, sigterm_raises, typed
+from deitlt.runtimes import count_gpus, default_variant
 from serving.benchmark.peers.triton_server import look_into
 from serving.benchmark.photos import made_up_photos, read_photos
 from serving.benchmark.report import (
@@ -41,6 +50,8 @@ PACKAGES = (
 )
 OVERLOAD = 4.0
 MAX_IMAGES = 32
+# Requests under way that keep every server busy: on a GPU one batch runs while the next gathers.
+BUSY = {"cpu": 8, "cuda": 64}
 # Of a core, before anything is started.
 BUSY_SHARE = 0.02
 CROWDED = """\
@@ -74,19 +85,21 @@ def benchmark(arguments: argparse.Namespace, command_line: str) -> dict[str, Any
     plan = _plan(arguments)
     bundle = open_bundle(arguments.model)
     images = read_photos(arguments.data, MAX_IMAGES) if arguments.data else made_up_photos()
-    artefact = bundle.artefact(arguments.variant)
+    variant = arguments.variant or default_variant(bundle, arguments.device)
+    artefact = bundle.artefact(variant)
     about: dict[str, Any] = {
         "command": command_line,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(),
+        "hardware": hardware(first_gpu() if arguments.device == "cuda" else None),
         "versions": versions(PACKAGES),
         "bundle": {
             "name": bundle.name,
             "version": bundle.version,
-            "variant": arguments.variant,
+            "variant": variant,
             "sha256": bundle.manifest["files"][artefact.path.name]["sha256"],
             "img_size": bundle.preprocess.img_size,
         },
+        "device": arguments.device,
         "images": {"number": len(images), "bytes": [len(image) for image in images]},
         "triton_versions": look_into(arguments.triton)["versions"] if arguments.triton else {},
         "busy_before": busy_processes(1.0, BUSY_SHARE),
@@ -95,7 +108,7 @@ def benchmark(arguments: argparse.Namespace, command_line: str) -> dict[str, Any
     steal, found = Steal(), Findings()
     cut_short: BaseException | None = None
     with tempfile.TemporaryDirectory(prefix="deitlt-benchmark-") as folder:
-        setup = Setup(bundle.path, arguments.variant, arguments.triton, Path(folder))
+        setup = Setup(bundle.path, variant, arguments.device, arguments.triton, Path(folder))
         try:
             measure(plan, setup, images, found)
         except (KeyboardInterrupt, Terminated) as error:
@@ -122,13 +135,14 @@ def _circumstances(about: dict[str, Any], plan: Plan) -> list[str]:
     bundle, images = about["bundle"], about["images"]
     triton = [f"{name} {number}" for name, number in about["triton_versions"].items()]
     busy = ", ".join(about["busy_before"]) or "nothing"
+    on_cpu = about["device"] == "cpu"
+    threads = f"{usable_cores()} threads of the runtime in every server; " if on_cpu else ""
     return [
-        f"{bundle['name']} {bundle['version']}, {bundle['variant']}, {bundle['img_size']} px, "
-        f"graph {bundle['sha256'][:12]}; {images['number']} images of {min(images['bytes'])} to "
-        f"{max(images['bytes'])} bytes",
-        f"{usable_cores()} threads of the runtime in every server; {plan.rounds} rounds of "
-        f"{plan.seconds:g} s; rounds over {plan.max_steal:.0%} steal are dropped; "
-        f"busy before the start: {busy}",
+        f"{bundle['name']} {bundle['version']}, {bundle['variant']} on {about['device']}, "
+        f"{bundle['img_size']} px, graph {bundle['sha256'][:12]}; "
+        f"{images['number']} images of {min(images['bytes'])} to {max(images['bytes'])} bytes",
+        f"{threads}{plan.rounds} rounds of {plan.seconds:g} s; rounds over "
+        f"{plan.max_steal:.0%} steal are dropped; busy before the start: {busy}",
         *([f"Triton's environment: {', '.join(triton)}"] if triton else []),
     ]
 
@@ -142,7 +156,7 @@ def _text(found: Findings, goal: float, max_steal: float) -> str:
     if found.soak is not None:
         parts.append(format_soak(found.soak))
     servers = list(found.servers.values())
-    parts += [format_conduct(servers), settings(servers)]
+    parts += [format_conduct(servers), settings(found.bare, servers)]
     parts += [f"  skipped: {label}: {why}" for label, why in found.skipped.items()]
     goals = format_goals(rows, found.loads, found.servers.get("ours"), goal, max_steal)
     parts += ["", "goals", *goals, "", "ours by others; no claim where intervals overlap", *said]
@@ -151,6 +165,7 @@ def _text(found: Findings, goal: float, max_steal: float) -> str:
 
 def _fields(found: Findings) -> dict[str, Any]:
     return {
+        "bare": found.bare,
         "servers": {key: running.to_dict() for key, running in found.servers.items()},
         "skipped": found.skipped,
         "closed": {
@@ -172,7 +187,14 @@ def _parser() -> OneLineParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", type=Path, default=None, help="bundle folder to serve")
-    parser.add_argument("--variant", default=FLOAT32, help=f"form of its model ({FLOAT32})")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu",
+        help="where bare calls, the service and the others run the model (cpu)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--variant", default=None,
+        help="form of its model (on a GPU fp16 where the bundle has it, else float32)",
+    )  # fmt: skip
     parser.add_argument(
         "--data", type=Path, default=None, help="folder of images to send (made-up photographs)"
     )
@@ -225,6 +247,8 @@ def _check(arguments: argparse.Namespace) -> None:
         if not arguments.quick:
             raise UsageError("name a bundle with --model, or try it with --quick")
         arguments.model = default_bundle()
+    if arguments.device == "cuda" and count_gpus() == 0:
+        raise RuntimeUnavailable("--device cuda: the driver offers no GPU; use --device cpu")
     for name in ("rounds", "seconds", "load_rounds", "starts"):
         if (value := getattr(arguments, name)) is not None and not value > 0:
             raise UsageError(f"--{name.replace('_', '-')} is {value:g}; it must be positive")
@@ -257,6 +281,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         starts=arguments.starts or (1 if quick else 3),
         idle_s=1.0 if quick else 10.0,
         soak_minutes=arguments.soak,
+        busy=BUSY[arguments.device],
     )
 
 

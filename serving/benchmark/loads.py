@@ -14,8 +14,6 @@ from serving.benchmark.client import Calls, closed_loop, open_loop
 from serving.benchmark.trees import Tree
 from serving.benchmark.windows import Spread, percentiles
 
-# Requests under way that keep every server busy.
-BUSY = 8
 REFUSED = (429, 503)
 SAMPLES = 60
 
@@ -73,13 +71,14 @@ class Load:
 
 
 def take_load(
-    tree: Tree, port: int, requests: list[bytes], share: float, seconds: float, warm_up_s: float
-) -> Load:
-    """One window at a share of what the server can do."""
+    tree: Tree, port: int, requests: list[bytes], share: float, seconds: float, warm_up_s: float,
+    busy: int,
+) -> Load:  # fmt: skip
+    """One window at a share of what the server can do with `busy` requests under way."""
 
     def peak() -> Calls:
         return closed_loop(
-            port, requests, concurrency=BUSY, seconds=seconds / 2, warm_up_s=warm_up_s,
+            port, requests, concurrency=busy, seconds=seconds / 2, warm_up_s=warm_up_s,
             server_cpu=tree.cpu_s,
         )  # fmt: skip
 
@@ -139,11 +138,12 @@ class Soak:
 
 
 def soak(
-    tree: Tree, port: int, requests: list[bytes], share: float, minutes: float, warm_up_s: float
-) -> Soak:
+    tree: Tree, port: int, requests: list[bytes], share: float, minutes: float, warm_up_s: float,
+    busy: int,
+) -> Soak:  # fmt: skip
     """Load a server for minutes and look at its memory meanwhile."""
     peak = closed_loop(
-        port, requests, concurrency=BUSY, seconds=max(1.0, min(6.0, 6 * minutes)),
+        port, requests, concurrency=busy, seconds=max(1.0, min(6.0, 6 * minutes)),
         warm_up_s=warm_up_s, server_cpu=tree.cpu_s,
     )  # fmt: skip
     crowds, memory = [], []

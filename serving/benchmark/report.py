@@ -15,7 +15,8 @@ wall, cpu: images a second, and processor time of an image turned round, by thos
   around the same window: median [smallest-largest] over n rounds. 1 is as good as bare. The second
   survives a crowd on the machine, and hides cores that idle: both are needed.
 bare: the same bytes through the same classifier in threads of one process, as many as requests
-  under way but no more than cores. pure: the runtime alone, on decoded pixels.
+  under way but no more than the service has; on a GPU they share batches as its threads do.
+pure: the runtime alone, on decoded pixels; on a GPU in whole batches.
 p50, p99: of an answer, ms. over: median answer less bare's. client: its own processor time, ms an
   answer, which the server's cores also give. not 200: answers; dropped: rounds with much steal."""
 COLUMNS = ("", "wall", "cpu", "p50", "p99", "over", "client", "not 200", "dropped")
@@ -166,9 +167,9 @@ def format_soak(found: Soak) -> str:
     )
 
 
-def settings(servers: list[Running]) -> str:
-    """What each server was told, and how far its answers are from the classifier's."""
-    lines = ["", "settings"]
+def settings(bare: str, servers: list[Running]) -> str:
+    """How bare calls were made, what each server was told, how far its answers are from theirs."""
+    lines = ["", "settings", f"  bare calls: {bare}"]
     for running in servers:
         found: dict[str, Any] = running.facts["answers"]
         lines.append(

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from deitlt.classifier import load
 from deitlt.errors import DeitLTError
-from serving.benchmark.bare import Bare
+from serving.benchmark.bare import Bare, open_bare
 from serving.benchmark.client import Calls, closed_loop
 from serving.benchmark.conduct import Running, check_answers, look_at, start, start_again, stop
 from serving.benchmark.loads import Load, Soak, soak, take_load
@@ -16,7 +15,6 @@ from serving.benchmark.servers import SERVERS, Setup
 from serving.benchmark.windows import Series, Take, in_turns, take_round
 
 PURE = "pure"
-PURE_LABEL = "pure runtime, no decoding"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +33,7 @@ class Plan:
         starts: cold starts of each server.
         idle_s: how long idling is watched.
         soak_minutes: of our server at `SOAK_SHARE`; 0 for none.
+        busy: requests under way that keep every server busy, for what it can do.
     """
 
     servers: list[str]
@@ -48,6 +47,7 @@ class Plan:
     starts: int
     idle_s: float
     soak_minutes: float
+    busy: int
 
 
 # Of what the server can do.
@@ -59,6 +59,8 @@ class Findings:
     """What was found.
 
     Attributes:
+        bare: how bare calls were made, for people.
+        pure: the label of the runtime's row.
         servers: that were measured, by key.
         skipped: labels of the others, and why.
         series: by concurrency and key; `pure` is one more.
@@ -66,6 +68,8 @@ class Findings:
         soak: if there was one.
     """
 
+    bare: str = ""
+    pure: str = ""
     servers: dict[str, Running] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     series: dict[int, dict[str, Series]] = field(default_factory=dict)
@@ -74,17 +78,17 @@ class Findings:
 
     def labels(self) -> dict[str, str]:
         """Rows for people."""
-        return {PURE: PURE_LABEL, **{k: r.server.label for k, r in self.servers.items()}}
+        return {PURE: self.pure, **{k: r.server.label for k, r in self.servers.items()}}
 
 
 def measure(plan: Plan, setup: Setup, images: list[bytes], found: Findings) -> None:
     """All of it, noted in `found` as it comes; however this is left, no server is left behind.
 
     Raises:
-        DeitLTError: the bundle or an image cannot be used.
+        DeitLTError: the bundle, the device or an image cannot be used.
     """
-    classifier = load(setup.bundle, variant=setup.variant, device="cpu", num_threads=1)
-    bare = Bare(classifier, images)
+    bare = open_bare(setup, images)
+    found.bare, found.pure = bare.setting, bare.pure_label
     try:
         _start_all(plan, setup, images, bare, found)
         for concurrency in plan.concurrency:
@@ -97,7 +101,7 @@ def measure(plan: Plan, setup: Setup, images: list[bytes], found: Findings) -> N
             with alone(ours):
                 found.soak = soak(
                     ours.tree, ours.port, ours.requests, SOAK_SHARE, plan.soak_minutes,
-                    plan.warm_up_s,
+                    plan.warm_up_s, plan.busy,
                 )  # fmt: skip
     finally:
         for running in found.servers.values():
@@ -164,7 +168,7 @@ def _open(plan: Plan, key: str, found: Findings) -> None:
                 say(f"{running.server.label}, {share:g} times capacity")
                 window = take_load(
                     running.tree, running.port, running.requests, share, plan.seconds,
-                    plan.warm_up_s,
+                    plan.warm_up_s, plan.busy,
                 )  # fmt: skip
                 found.loads.setdefault(key, {}).setdefault(share, []).append(window)
 

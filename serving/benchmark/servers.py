@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from deitlt.engine import usable_cores
 from deitlt.errors import RuntimeUnavailable
+from deitlt.runtimes import Device
 from serving.benchmark.peers.triton_server import (
     look_into,
     server_command,
@@ -38,12 +39,14 @@ class Setup:
     Attributes:
         bundle: folder of the bundle.
         variant: form of its model.
+        device: where it runs, `cpu` or `cuda`.
         triton: virtual environment with Triton's server; None without one.
         folder: for logs and repositories.
     """
 
     bundle: Path
     variant: str
+    device: Device
     triton: Path | None
     folder: Path
 
@@ -70,6 +73,7 @@ class Server:
         read: its answer.
         ready: answers 200 when it can work.
         exact: whether it sees the very bytes; else its answers may differ a little.
+        gpu: whether it can run on a GPU as it is.
     """
 
     key: str
@@ -82,9 +86,12 @@ class Server:
     read: Read = read_prediction
     ready: str = "/readyz"
     exact: bool = True
+    gpu: bool = True
 
     def missing(self, setup: Setup) -> str | None:
         """Why it cannot be measured here; None if it can."""
+        if setup.device == "cuda" and not self.gpu:
+            return "as it is set up here it runs on the CPU alone"
         if self.key == "triton" and setup.triton is None:
             return "name its environment with --triton"
         for name in self.needs:
@@ -100,7 +107,7 @@ def _environ(setup: Setup) -> dict[str, str]:
         **kept,
         "DEITLT_MODEL": str(setup.bundle.resolve()),
         "DEITLT_VARIANT": setup.variant,
-        "DEITLT_DEVICE": "cpu",
+        "DEITLT_DEVICE": setup.device,
         "PYTHONPATH": str(CHECKOUT),
         "OMP_NUM_THREADS": "1",
         "BENTOML_DO_NOT_TRACK": "True",
@@ -175,6 +182,8 @@ SERVERS = {
             "an instance a core, binary extension, answers logits without classes",
             (), _triton, "/v2/models/benchmark/infer", kserve, read_logits,
             ready="/v2/health/ready",
+            # Its environment has NumPy 1 and what ONNX Runtime goes with that, for the CPU.
+            gpu=False,
         ),
     )
 }  # fmt: skip
