@@ -32,7 +32,7 @@ FEW_SOURCES = 64
 # Sources that one worker gets at a time.
 CHUNK = 8
 # A block should take about so long: less, and handing it on costs; more, and cores wait at the end.
-SHORT_BLOCK_S, LONG_BLOCK_S = 0.04, 0.4
+BLOCK_S = 0.2
 LARGEST_BLOCK = 32
 
 
@@ -168,15 +168,10 @@ class _Stages:
         errors = [error for future in decoded for error in future.result()]
         start = time.perf_counter()
         results = self._inference.classify(pixels, errors, before)
-        self._adapt(time.perf_counter() - start)
+        seconds = max(1e-9, time.perf_counter() - start)
+        wanted = min(LARGEST_BLOCK, BLOCK_S * len(pixels) / seconds)
+        self._block_size = self._batch * max(1, int(wanted / self._batch))
         return results
-
-    def _adapt(self, seconds: float) -> None:
-        """Let blocks be neither so short that handing them on costs, nor long."""
-        if seconds < SHORT_BLOCK_S and self._block_size < LARGEST_BLOCK:
-            self._block_size *= 2
-        elif seconds > LONG_BLOCK_S and self._block_size > self._batch:
-            self._block_size = self._batch * max(1, self._block_size // self._batch // 2)
 
     def _most_waiting(self) -> int:
         """Blocks in work: one a thread, one that is done, and two chunks for each worker."""

@@ -125,7 +125,7 @@ class _Run:
             PIPELINE: pipeline(large.classifier(), self._photos, self._cores),
             FAST: pipeline(large.classifier(fast_decode=True), self._photos, self._cores),
         }
-        paces = self._turns(ways, warm_up=32, images=48)
+        paces = self._turns(ways, warm_up=64, images=192)
         bare = [name for name in ways if name not in (PIPELINE, FAST)]
         best = max(bare, key=lambda name: paces[name].rate)
         order = [best, *(name for name in ways if name != best)]
@@ -151,7 +151,7 @@ class _Run:
             f"{PIPELINE}, float32": pipeline(large.classifier(), paths, self._cores),
             f"{PIPELINE}, int8": pipeline(large.classifier("int8"), paths, self._cores),
         }
-        return self._show("c", large.name, self._turns(ways, warm_up=32, images=64))
+        return self._show("c", large.name, self._turns(ways, warm_up=64, images=192))
 
     def part_d(self) -> dict[str, Any]:
         """Memory."""
@@ -224,7 +224,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--parts", nargs="+", choices=tuple("abcd"), default=list("abcd"))
     parser.add_argument("--rounds", type=int, default=None, help="turns of each way (5)")
     parser.add_argument(
-        "--images", type=int, default=None, help="timed in a turn (48 in a, 400 in b, 64 in c)"
+        "--images", type=int, default=None, help="timed in a turn (192 in a and c, 400 in b)"
     )
     parser.add_argument("--rows", type=int, default=None, help="of part d (100,000)")
     parser.add_argument(
