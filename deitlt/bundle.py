@@ -125,6 +125,12 @@ class Bundle:
         """Stands for the classes and their order, for who must not mix up two models."""
         return sha256(self.class_lines.encode()).hexdigest()
 
+    @property
+    def num_patches(self) -> int:
+        """Patches that the model cuts an image into."""
+        architecture = self.manifest["architecture"]
+        return int((architecture["img_size"] // architecture["patch_size"]) ** 2)
+
     def groups(self) -> Groups:
         """Class indices of head / mid / tail and many / medium / few."""
         return all_groups(self.train_counts)

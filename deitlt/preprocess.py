@@ -54,8 +54,9 @@ class PreprocessSpec:
         mean: per-channel mean on the [0, 1] scale.
         std: per-channel standard deviation on the [0, 1] scale.
         fast_decode: decode a large JPEG at a half, a quarter or an eighth of its size, reduce other
-            large images by averaging, and resize only what the crop keeps. Pixels then differ a
-            little from timm's, and the right or lower end may move by a quarter of one.
+            large images by averaging, and resize only what the crop keeps, with a narrower window.
+            Pixels then differ a little from timm's, and the right or lower end may move by a
+            quarter of one.
     """
 
     img_size: int
@@ -269,15 +270,16 @@ def _resize_box(
     """`image.resize(size).crop(box)`, of which only what the box keeps is computed.
 
     A pixel may differ by two levels: Pillow takes the box as float32, and may resize the other side
-    first.
+    first. What shrinks goes through Hamming's window, nearly as sharp as the bicubic and of half
+    its width, so in two thirds of its time.
     """
     (width, height), (left, top, right, bottom) = image.size, box
     across, down = width / size[0], height / size[1]
     # The last digit must not put the box outside the image.
     source = (left * across, top * down, min(right * across, width), min(bottom * down, height))
-    return image.resize(
-        (right - left, bottom - top), Image.Resampling.BICUBIC, box=source, reducing_gap=FAST_GAP
-    )
+    shrinks = size[0] <= width and size[1] <= height
+    window = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
+    return image.resize((right - left, bottom - top), window, box=source, reducing_gap=FAST_GAP)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from export.batch_benchmark.turns import Pace
 def test_a_quick_run_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--quick", "--json", str(tmp_path / "figures.json")]) == 0
     parts = json.loads((tmp_path / "figures.json").read_text())["parts"]
-    assert [len(parts[part]) for part in "abc"] == [5, 3, 3]
+    assert [len(parts[part]) for part in "abc"] == [6, 3, 3]
     for part in "abc":
         rows = list(parts[part].values())
         assert rows[0]["ratio"] == 1

@@ -3,12 +3,13 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deitlt.batching import BatchingRuntime
+from deitlt.batching import BatchingRuntime, core_batch_size
 from deitlt.classifier import Classifier
 from deitlt.engine import usable_cores
 from deitlt.prediction import Options
@@ -17,6 +18,7 @@ from deitlt.runtimes import Outputs
 from serving.backend import Backend, default_workers, max_batch
 from serving.settings import Settings
 
+Png = Callable[[int], bytes]
 TIMEOUT_S = 20  # only ever waited for where a test fails
 LIMIT = 8  # images that the fake's memory holds
 POISON = 255
@@ -86,6 +88,29 @@ def values(future: Future[Outputs]) -> list[float]:
     np.testing.assert_array_equal(outputs.cls_features, outputs.logits + 2)
     assert outputs.distillation_logits is None
     return [float(value) for value in outputs.logits[:, 0]]
+
+
+@pytest.mark.parametrize(
+    ("img_size", "patch_size", "expected"), [(16, 4, 32), (32, 4, 8), (224, 16, 2), (384, 16, 1)]
+)
+def test_what_suits_a_core_follows_the_number_of_patches(
+    img_size: int, patch_size: int, expected: int, classifier: Classifier, gated: Gated
+) -> None:
+    shape = {"img_size": img_size, "patch_size": patch_size}
+    bundle = replace(classifier.bundle, manifest={"architecture": shape})
+    assert core_batch_size(classifier.runtime, bundle) == expected
+    assert core_batch_size(gated, bundle) == 1  # PyTorch's answers, say, depend on the batch
+
+
+def test_answers_of_the_cpu_do_not_depend_on_the_batch(png: Png, classifier: Classifier) -> None:
+    images = np.stack([classifier.load_pixels(png(seed)) for seed in range(37)])
+    alone = [classifier.runtime.run(image[None]).parts() for image in images]
+    for size in (2, core_batch_size(classifier.runtime, classifier.bundle), 37):
+        for start in range(0, len(images), size):
+            together = classifier.runtime.run(images[start : start + size]).parts()
+            for name, values in together.items():
+                expected = np.concatenate([part[name] for part in alone[start : start + size]])
+                np.testing.assert_array_equal(values, expected)
 
 
 def test_a_lone_call_runs_at_once_and_alone(gated: Gated, pool: ThreadPoolExecutor) -> None:

@@ -168,7 +168,7 @@ def test_a_device_that_cannot_run_one_image_says_so_itself() -> None:
 @pytest.mark.parametrize(
     ("provider", "num_threads", "expected"),
     [
-        ("CPUExecutionProvider", 1, Plan(1, usable_cores(), usable_cores())),
+        ("CPUExecutionProvider", 1, Plan(32, usable_cores(), usable_cores())),
         ("CPUExecutionProvider", None, Plan(8, 1, 2)),
         ("PyTorch cpu", 1, Plan(1, usable_cores(), usable_cores())),
         ("Triton grpc", 1, Plan(1, 8, 8)),

@@ -23,7 +23,7 @@ TIMEOUT_S = 60  # only ever waited for where a test fails
 FORMATS = ["csv", "jsonl", "parquet"]
 NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
 
-# `deitlt` with a runtime that says when it begins its third image, and waits there.
+# `deitlt` with a runtime that says when its third call begins, and waits there.
 HELD = """
 import signal, sys
 from itertools import count
@@ -163,7 +163,10 @@ def test_two_runs_on_one_output(
     output = tmp_path / "rows.csv"
     command = [sys.executable, "-c", HELD, "predict", str(photos), "--output", str(output)]
     process = subprocess.Popen(
-        [*command, "--device", "cpu"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, "--device", "cpu", "--batch-size", "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with process:
         try:
@@ -200,8 +203,9 @@ def test_a_signal_is_one_line_and_the_same_command_goes_on(
 ) -> None:
     output, log = tmp_path / "rows.csv", tmp_path / "log.json"
     words = ["predict", str(photos), "--output", str(output), "--device", "cpu", "--log", str(log)]
+    words += ["-j", "1", "--batch-size", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-c", HELD, *words, "-j", "1"],
+        [sys.executable, "-c", HELD, *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -220,7 +224,7 @@ def test_a_signal_is_one_line_and_the_same_command_goes_on(
     assert errors.count("\n") == 1
     assert not output.exists()
     assert json.loads(log.read_text())["status"] == "interrupted"
-    assert main([*words, "-j", "1"]) == 0
+    assert main(words) == 0
     assert names(output) == NAMES
     record = json.loads(log.read_text())
     assert record["status"] == "finished"

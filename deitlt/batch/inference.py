@@ -1,10 +1,8 @@
 """The inference stage: how many calls of the model at once, how many images each, what fits.
 
-On a CPU as many threads as cores run one image each on a session with one thread inside. That takes
-the least processor time: S at 224 px with random weights 97 ms an image, 98 to 106 in batches of 2
-to 8 on as many threads, 109 to 116 with both threads inside a call of 1 to 16 (medians of 3 rounds,
-two cores of an AMD EPYC, onnxruntime 1.31.1). The service does the same, so both give the same
-numbers to the last bit. On a GPU one call at a time runs a large batch, see `find_batch_size`.
+On a CPU as many threads as cores call a session with one thread inside, a few images at a time, see
+`deitlt.batching`: threads inside a call wait for each other. On a GPU one call at a time runs a
+large batch, see `find_batch_size`.
 
 Legend: `B` images, `S` image side.
 """
@@ -16,6 +14,7 @@ from threading import Semaphore
 
 import numpy as np
 
+from deitlt.batching import core_batch_size
 from deitlt.classifier import Classifier
 from deitlt.engine import usable_cores
 from deitlt.errors import ImageError, RuntimeUnavailable, UsageError
@@ -65,7 +64,8 @@ def choose_plan(
 
     Args:
         classifier: on a CPU best loaded with `num_threads=1`.
-        batch_size: images of one call; by default 1 on a CPU, and found by trying on a GPU.
+        batch_size: images of one call; by default what suits a core of a CPU, and on a GPU found by
+            trying.
         num_workers: calls at once on a CPU; the number of usable cores by default.
 
     Raises:
@@ -82,7 +82,8 @@ def choose_plan(
     if "triton" in provider:
         return Plan(batch_size or 1, at_once=REMOTE_CALLS, num_threads=REMOTE_CALLS)
     if getattr(runtime, "num_threads", 1) == 1:
-        return Plan(batch_size or 1, at_once=threads, num_threads=threads)
+        size = batch_size or core_batch_size(runtime, classifier.bundle)
+        return Plan(size, at_once=threads, num_threads=threads)
     return Plan(batch_size or WIDE_BATCH, at_once=1, num_threads=2)
 
 

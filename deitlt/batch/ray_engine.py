@@ -57,7 +57,7 @@ def predict_with_ray(
         variant: which form of the model.
         device: `cuda` takes a GPU for each actor; else each takes one core.
         num_workers: actors; as many as the cluster has cores, or GPUs, by default.
-        batch_size: images a call of the model; 1 on a CPU, 64 on a GPU.
+        batch_size: images a call of the model; by default what suits a core, 64 on a GPU.
         first: how many sources came before these in an earlier run.
         max_pixels: images with more pixels are refused.
         fast_decode: as `deitlt.load` takes it.
@@ -75,7 +75,7 @@ def predict_with_ray(
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody has asked to be counted
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     on_gpu = device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-    size = batch_size or (GPU_BATCH if on_gpu else 1)
+    size = batch_size or (GPU_BATCH if on_gpu else None)  # what suits a core, the actors know
     opening = {
         "model": str(Path(model or default_bundle()).resolve()),
         "variant": variant,
@@ -97,7 +97,7 @@ class Actor:
     """A bundle on a machine of the cluster, which classifies tasks."""
 
     def __init__(
-        self, opening: dict[str, Any], options: Options, batch_size: int, cores: int
+        self, opening: dict[str, Any], options: Options, batch_size: int | None, cores: int
     ) -> None:
         self._options, self._batch_size, self._cores = options, batch_size, cores
         self._classifier: Classifier | DeitLTError
@@ -139,7 +139,7 @@ def _stream(
     on_gpu: bool,
     first: int,
 ) -> Generator[tuple[S, Result], None, None]:
-    size = arguments["batch_size"]
+    size = arguments["batch_size"] or 1
     whole = -(-TASK // size) * size
     while True:
         tasks, position = list[tuple[int, list[S]]](), first

@@ -3,7 +3,7 @@
 Each part compares ways that do the same pictures in turns within one run:
 
 a  the model is the bottleneck: the pipeline against the bare runtime on arrays in memory, in the
-   best of three ways to call it;
+   best of four ways to call it;
 b  decoding is: the pipeline with a tiny model against bare Pillow, which decodes and resizes alone;
 c  timm's way (its transform, a DataLoader, PyTorch) against ours in float32 and int8;
 d  memory of `deitlt predict` over many rows of small pictures.
@@ -118,6 +118,7 @@ class _Run:
         one, all_cores = large.runtime(), large.runtime(threads=self._cores)
         ways = {
             f"bare runtime, {self._cores} calls of 1": bare_runtime(one, pixels, 1, self._cores),
+            f"bare runtime, {self._cores} calls of 2": bare_runtime(one, pixels, 2, self._cores),
             f"bare runtime, {self._cores} calls of 4": bare_runtime(one, pixels, 4, self._cores),
             f"bare runtime, 1 call of 8 on {self._cores} cores": bare_runtime(
                 all_cores, pixels, 8, 1

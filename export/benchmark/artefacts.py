@@ -103,6 +103,7 @@ def write_minimal_bundle(
         }
         return {
             "name": output.name,
+            "architecture": card.architecture,
             "classes": card.classes,
             "train_counts": card.train_counts,
             "preprocess": card.preprocess.to_dict(),
