@@ -147,7 +147,7 @@ class BatchingRuntime:
             return [outcome for part in parts for outcome in self._run_all([part])]
         stops = np.cumsum([len(part) for part in parts])
         return [
-            _rows(outputs, stop - len(part), stop) for part, stop in zip(parts, stops, strict=True)
+            outputs.rows(stop - len(part), stop) for part, stop in zip(parts, stops, strict=True)
         ]
 
     def _run(self, pixels: Pixels) -> Outputs:
@@ -157,8 +157,4 @@ class BatchingRuntime:
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], size - number, axis=0)])
         outputs = self._runtime.run(pixels)
         self._observe(number)
-        return _rows(outputs, 0, number)
-
-
-def _rows(outputs: Outputs, start: int, stop: int) -> Outputs:
-    return Outputs(**{name: part[start:stop] for name, part in outputs.parts().items()})
+        return outputs.rows(0, number)

@@ -1,9 +1,11 @@
 """Images in, predictions out: the average of both experts, and each expert on request."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from deitlt.prediction import Experts, Options, Prediction, Score, Timing
 from deitlt.preprocess import MAX_PIXELS, ImageLike, Pixels, image_pixels
 from deitlt.runtimes import Device, Features, Logits, Outputs, Rollout, Runtime, open_runtime
 
+Answer = TypeVar("Answer")
 # One call never holds more images than this; longer lists are run in slices.
 MAX_BATCH = 32
 
@@ -30,6 +33,7 @@ class Classifier:
         *,
         max_pixels: int = MAX_PIXELS,
         variant: str | None = None,
+        decoding: AbstractContextManager[Any] | None = None,
     ) -> None:
         """Put a bundle and what runs it together.
 
@@ -38,11 +42,14 @@ class Classifier:
             runtime: runs one form of its model.
             max_pixels: images with more pixels are refused.
             variant: name of that form; None where it is not known, as on a Triton server.
+            decoding: held while an image is decoded, such as a semaphore that bounds how many are
+                at once, and with them the memory they take.
         """
         self.bundle = bundle
         self.runtime = runtime
         self.max_pixels = max_pixels
         self.variant = variant
+        self._decoding = decoding or nullcontext()
         groups = bundle.groups()
         self._group = {c: name for name in ("head", "mid", "tail") for c in groups[name]}
 
@@ -131,9 +138,40 @@ class Classifier:
             timing.decode_s, timing.infer_s = decoded - start, time.perf_counter() - decoded
         return prediction
 
+    def predict_together(
+        self, images: Sequence[ImageLike], options: Sequence[Options], timings: Sequence[Timing]
+    ) -> list[Prediction | Exception]:
+        """What `predict_one` gives for each image or raises, with one call of the model for all.
+
+        Args:
+            images: as `predict` takes them.
+            options: of each.
+            timings: of each, filled in.
+        """
+        outcomes: list[Any] = []
+        for image, timing in zip(images, timings, strict=True):
+            start = time.perf_counter()
+            outcomes.append(_attempt(partial(self.load_pixels, image)))
+            timing.decode_s = time.perf_counter() - start
+        good = [i for i, pixels in enumerate(outcomes) if not isinstance(pixels, Exception)]
+        start = time.perf_counter()
+        pixels = [outcomes[i] for i in good]
+        outputs = _attempt(lambda: self.runtime.run(np.stack(pixels))) if good else None
+        infer_s = time.perf_counter() - start
+        for row, i in enumerate(good):
+            timings[i].infer_s = infer_s
+            if isinstance(outputs, Outputs):
+                answer = partial(self.to_predictions, outputs.rows(row, row + 1), options[i])
+            else:  # too much for the memory, perhaps; what is wrong with one should not hurt others
+                answer = partial(self.predict_pixels, pixels[row][None], options[i])
+            found = _attempt(answer)
+            outcomes[i] = found if isinstance(found, Exception) else found[0]
+        return outcomes
+
     def load_pixels(self, image: ImageLike) -> Pixels:
         """The model's input `(S, S, 3)` uint8 from one image; raises `ImageError`."""
-        return image_pixels(image, self.bundle.preprocess, max_pixels=self.max_pixels)
+        with self._decoding:
+            return image_pixels(image, self.bundle.preprocess, max_pixels=self.max_pixels)
 
     def _predict_batch(
         self, images: Sequence[ImageLike], options: Options
@@ -205,6 +243,14 @@ class Classifier:
             return self.load_pixels(image)
         except ImageError as error:
             return error
+
+
+def _attempt(work: Callable[[], Answer]) -> Answer | Exception:
+    """What some work gives, or what it raises."""
+    try:
+        return work()
+    except Exception as error:
+        return error
 
 
 def _both_experts(outputs: Outputs) -> tuple[Logits, Logits]:

@@ -1,20 +1,25 @@
 """A bounded queue and worker threads around a classifier: one image in, one answer or error out.
 
-The service and batch prediction both submit here, so both give the same answers. On a CPU each
-worker decodes and runs one image at a time: batching does not pay there, and a slow image delays
-nobody else. On a GPU the workers' calls share runs, see `deitlt.batching`. Callers may bring
-another classifier than the engine's own: several models then share one queue and one set of
-threads, and a model can be replaced while images of the old one are in work.
+On a CPU each worker decodes a few of the images that wait and runs them in one call of the model;
+threads that do both hand nothing to each other. No image waits for others to come, and no worker
+takes more than its share. On a GPU the workers' calls share runs, see `deitlt.batching`.
+
+Callers may bring another classifier than the engine's own: several models then share one queue and
+one set of threads, and a model can be replaced while images of the old one are in work.
 """
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from threading import Condition
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from deitlt.classifier import Classifier
 from deitlt.errors import DeadlineExceeded, EngineClosed, Overloaded, UsageError
@@ -26,6 +31,30 @@ Answer = TypeVar("Answer")
 Task = Callable[[Timing], Answer]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Classify:
+    """The task of classifying an image."""
+
+    image: ImageLike
+    options: Options
+    classifier: Classifier
+
+    def __call__(self, timing: Timing) -> Prediction:
+        """The answer; raises what `Classifier.predict_one` does."""
+        return self.classifier.predict_one(self.image, self.options, timing)
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """A task that was taken; it is let go of once it is done or cancelled, the future may stay."""
+
+    task: Task[Any] | None
+    future: Future[Any]
+    timing: Timing
+    taken: float
+    deadline: float | None
+
+
 class Engine:
     """Worker threads that share one classifier; use it as a context manager, or `close` it.
 
@@ -34,17 +63,23 @@ class Engine:
     """
 
     def __init__(
-        self, classifier: Classifier, *, num_workers: int | None = None, queue_size: int = 64
+        self,
+        classifier: Classifier,
+        *,
+        num_workers: int | None = None,
+        queue_size: int = 64,
+        max_batch: int = 1,
     ) -> None:
         """Start the workers.
 
         Args:
             classifier: load it with `num_threads=1`, as the workers fill the cores.
-            num_workers: images in work at once; the number of usable cores by default.
-            queue_size: images that may wait beyond those in work.
+            num_workers: calls of the model at once; the number of usable cores by default.
+            queue_size: images that may wait beyond one for each worker.
+            max_batch: most images that a worker takes at once, see `batching.core_batch_size`.
 
         Raises:
-            UsageError: fewer than one worker or a negative queue.
+            UsageError: fewer than one worker, a negative queue, or batches of no image.
         """
         self.classifier = classifier
         self.num_workers = usable_cores() if num_workers is None else num_workers
@@ -52,9 +87,13 @@ class Engine:
             raise UsageError(f"{self.num_workers} workers; at least 1 is needed")
         if queue_size < 0:
             raise UsageError(f"queue size {queue_size} is negative")
+        if max_batch < 1:
+            raise UsageError(f"batches of {max_batch} images; at least 1 is needed")
         self.capacity = self.num_workers + queue_size
+        self._max_batch = max_batch
         self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="deitlt-engine")
-        self._room = Condition()  # guards the two below, so admitting and closing never interleave
+        self._room = Condition()  # guards the three below: admitting and closing never interleave
+        self._waiting: deque[_Item] = deque()
         self._num_free = self.capacity
         self._closed = False
 
@@ -84,8 +123,7 @@ class Engine:
         with self._room:
             if wait:
                 self._room.wait_for(lambda: self._num_free > 0 or self._closed)
-            task = self._classify(image, options, self.classifier)
-            return self._admit([task], deadline, None)[0]
+            return self._admit([Classify(image, options, self.classifier)], deadline, None)[0]
 
     def submit_all(
         self,
@@ -111,7 +149,7 @@ class Engine:
             EngineClosed: `close` was called.
         """
         asked = classifier or self.classifier
-        tasks = [self._classify(image, options, asked) for image in images]
+        tasks = [Classify(image, options, asked) for image in images]
         return self.submit_tasks(tasks, deadline=deadline, timings=timings)
 
     def submit_tasks(
@@ -135,8 +173,8 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Images taken and not finished, beyond those that the workers can have in work."""
-        return max(0, self.capacity - self._num_free - self.num_workers)
+        """Images taken that no worker has come to."""
+        return len(self._waiting)
 
     def close(self, *, cancel_waiting: bool = False) -> None:
         """Take no more images, finish those taken, and end the workers.
@@ -147,7 +185,12 @@ class Engine:
         with self._room:
             self._closed = True
             self._room.notify_all()
-        self._pool.shutdown(wait=True, cancel_futures=cancel_waiting)
+            given_up = list(self._waiting) if cancel_waiting else []
+            if cancel_waiting:
+                self._waiting.clear()
+        for item in given_up:
+            item.future.cancel()
+        self._pool.shutdown(wait=True)
 
     def __enter__(self) -> "Engine":
         return self
@@ -159,11 +202,6 @@ class Engine:
         traceback: TracebackType | None,
     ) -> None:
         self.close(cancel_waiting=kind is not None)
-
-    def _classify(
-        self, image: ImageLike, options: Options, classifier: Classifier
-    ) -> Task[Prediction]:
-        return lambda timing: classifier.predict_one(image, options, timing)
 
     def _admit(
         self,
@@ -180,40 +218,89 @@ class Engine:
                 "try again later"
             )
         self._num_free -= len(tasks)
-        futures = []
-        now = time.monotonic()
-        for task, timing in zip(tasks, timings or [Timing() for _ in tasks], strict=True):
-            # The pool's queue holds a cancelled item until a worker comes to it; in a box of ours
-            # its image can be let go of at once.
-            box = [task]
-            future = self._pool.submit(self._run, box, timing, now, deadline)
-            future.add_done_callback(partial(self._on_done, box))
-            futures.append(future)
-        return futures
+        items = [
+            _Item(task, Future(), timing, time.monotonic(), deadline)
+            for task, timing in zip(tasks, timings or [Timing() for _ in tasks], strict=True)
+        ]
+        for item in items:
+            item.future.add_done_callback(partial(self._on_done, item))
+            self._waiting.append(item)
+            self._pool.submit(self._work)
+        return [item.future for item in items]
 
-    def _run(
-        self, box: list[Task[Answer]], timing: Timing, taken: float, deadline: float | None
-    ) -> Answer:
-        task = box.pop()
-        try:
-            now = time.monotonic()
-            timing.wait_s = now - taken
-            if deadline is not None and now > deadline:
-                raise DeadlineExceeded("the image waited in the queue past its deadline")
-            return task(timing)
-        finally:  # before the answer can be seen: who has it may submit again at once
-            self._free_slot()
+    def _work(self) -> None:
+        """Do what waits first, together with more of its kind; nothing, if others were faster."""
+        now, ready = time.monotonic(), list[_Item]()
+        for item in self._take():
+            item.timing.wait_s = now - item.taken
+            if item.deadline is None or now <= item.deadline:
+                ready.append(item)
+            else:
+                late = DeadlineExceeded("the image waited in the queue past its deadline")
+                self._finish(item, late)
+        for item, outcome in zip(ready, _outcomes(ready), strict=True):
+            self._finish(item, outcome)
 
-    def _on_done(self, box: list[Task[Answer]], future: Future[Answer]) -> None:
-        if future.cancelled():  # it never ran
-            box.clear()
-            self._free_slot()
+    def _take(self) -> list[_Item]:
+        """What one call of the model can do at once, and no more than this worker's share of it."""
+        taken: list[_Item] = []
+        with self._room:
+            share = min(self._max_batch, ceil(len(self._waiting) / self.num_workers))
+            while self._waiting and (
+                not taken or (len(taken) < share and _alike(taken[0].task, self._waiting[0].task))
+            ):
+                item = self._waiting.popleft()
+                if item.future.set_running_or_notify_cancel():
+                    taken.append(item)
+        return taken
+
+    def _finish(self, item: _Item, outcome: Any) -> None:
+        item.task = None
+        self._free_slot()  # before the answer can be seen: who has it may submit again at once
+        if isinstance(outcome, BaseException):
+            item.future.set_exception(outcome)
+        else:
+            item.future.set_result(outcome)
+
+    def _on_done(self, item: _Item, future: Future[Any]) -> None:
+        if not future.cancelled():
+            return
+        item.task = None  # its image is let go of at once
+        with self._room, suppress(ValueError):  # it has just been taken out
+            self._waiting.remove(item)
+        self._free_slot()
 
     def _free_slot(self) -> None:
         with self._room:
             self._num_free += 1
             assert self._num_free <= self.capacity
             self._room.notify()
+
+
+def _alike(one: Task[Any] | None, other: Task[Any] | None) -> bool:
+    """Whether two tasks are for the same classifier, which can do them together."""
+    return (
+        isinstance(one, Classify)
+        and isinstance(other, Classify)
+        and one.classifier is other.classifier
+    )
+
+
+def _outcomes(items: Sequence[_Item]) -> list[Any]:
+    """What each item's task gives or raises; several are of one classifier."""
+    alike = [item.task for item in items if isinstance(item.task, Classify)]
+    try:
+        if len(items) > 1:
+            return [
+                *alike[0].classifier.predict_together(
+                    [task.image for task in alike],
+                    [task.options for task in alike],
+                    [item.timing for item in items],
+                )
+            ]
+        return [item.task(item.timing) for item in items if item.task is not None]
+    except BaseException as error:  # whatever it is, who waits has to have it
+        return [error] * len(items)
 
 
 def usable_cores() -> int:

@@ -66,6 +66,10 @@ class Outputs(NamedTuple):
         """All that is there, by name."""
         return self._present(self._fields)
 
+    def rows(self, start: int, stop: int) -> "Outputs":
+        """Those of some of the images."""
+        return Outputs(**{name: part[start:stop] for name, part in self.parts().items()})
+
     def _present(self, names: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
         return {name: part for name in names if (part := getattr(self, name)) is not None}
 

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Semaphore
 
 from starlette.requests import Request
 
-from deitlt.batching import BatchingRuntime
+from deitlt.batching import BatchingRuntime, core_batch_size
 from deitlt.bundle import EXPLAIN, Bundle, open_bundle
 from deitlt.classifier import Classifier
 from deitlt.engine import Engine, usable_cores
@@ -43,10 +44,11 @@ class Backend:
         """
         tracing = Tracing() if settings.tracing else None
         metrics = Metrics()
+        decoding = Semaphore(settings.num_workers or usable_cores())
         models = Models(
             settings.models,
-            partial(load_model, settings, metrics),
-            partial(load_explainer, settings, metrics),
+            partial(load_model, settings, metrics, decoding),
+            partial(load_explainer, settings, metrics, decoding),
         )
         if settings.explain and not any(model.explainer for model in models.all()):
             raise UsageError(
@@ -56,8 +58,9 @@ class Backend:
         classifier = models.default.classifier
         engine = Engine(
             classifier,
-            num_workers=settings.num_workers or default_workers(settings, classifier.runtime),
+            num_workers=settings.num_workers or default_workers(settings, classifier),
             queue_size=settings.queue_size,
+            max_batch=images_of_a_worker(settings, classifier),
         )
         metrics.follow(engine, models)
         if settings.reload_s:
@@ -80,7 +83,7 @@ class Backend:
                 model.classifier.runtime.close()
 
 
-def load_model(settings: Settings, metrics: Metrics, path: Path) -> Classifier:
+def load_model(settings: Settings, metrics: Metrics, decoding: Semaphore, path: Path) -> Classifier:
     """A classifier of a bundle folder, running here or on the Triton server of the settings.
 
     Raises:
@@ -93,12 +96,14 @@ def load_model(settings: Settings, metrics: Metrics, path: Path) -> Classifier:
         remote = TritonRuntime(
             settings.triton, bundle, timeout_s=settings.timeout_s, binary=settings.triton_binary
         )
-        return Classifier(bundle, remote, max_pixels=settings.max_pixels)
+        return Classifier(bundle, remote, max_pixels=settings.max_pixels, decoding=decoding)
     variant = settings.variant or default_variant(bundle, settings.device)
-    return _load_here(settings, metrics, bundle, variant)
+    return _load_here(settings, metrics, decoding, bundle, variant)
 
 
-def load_explainer(settings: Settings, metrics: Metrics, bundle: Bundle) -> Classifier | None:
+def load_explainer(
+    settings: Settings, metrics: Metrics, decoding: Semaphore, bundle: Bundle
+) -> Classifier | None:
     """A classifier that also says where both experts looked; None if not wanted or not there.
 
     Raises:
@@ -106,30 +111,43 @@ def load_explainer(settings: Settings, metrics: Metrics, bundle: Bundle) -> Clas
     """
     if not settings.explain or EXPLAIN not in bundle.variants:
         return None
-    return _load_here(settings, metrics, bundle, EXPLAIN)
+    return _load_here(settings, metrics, decoding, bundle, EXPLAIN)
 
 
-def _load_here(settings: Settings, metrics: Metrics, bundle: Bundle, variant: str) -> Classifier:
+def _load_here(
+    settings: Settings, metrics: Metrics, decoding: Semaphore, bundle: Bundle, variant: str
+) -> Classifier:
     runtime = open_runtime(bundle, variant, device=settings.device, num_threads=1)
     batching = BatchingRuntime(
         runtime,
-        max_batch=max_batch(settings, runtime),
+        max_batch=max_batch(settings, runtime, bundle) if on_gpu(runtime) else 1,
         pad=on_gpu(runtime),
         observe=metrics.count_call,
     )
     batching.warm_up(bundle.preprocess.img_size)
-    return Classifier(bundle, batching, max_pixels=settings.max_pixels, variant=variant)
+    return Classifier(
+        bundle, batching, max_pixels=settings.max_pixels, variant=variant, decoding=decoding
+    )
 
 
-def max_batch(settings: Settings, runtime: Runtime) -> int:
+def max_batch(settings: Settings, runtime: Runtime, bundle: Bundle) -> int:
     """Most images in one call of the model."""
-    return settings.max_batch or (GPU_MAX_BATCH if on_gpu(runtime) else 1)
+    if settings.max_batch:
+        return settings.max_batch
+    return GPU_MAX_BATCH if on_gpu(runtime) else core_batch_size(runtime, bundle)
 
 
-def default_workers(settings: Settings, runtime: Runtime) -> int:
-    """Images in work at once: the cores decode, and beyond them one batch runs and one gathers."""
-    largest = max_batch(settings, runtime)
+def default_workers(settings: Settings, classifier: Classifier) -> int:
+    """The cores; for a GPU so many more that one batch can run and one gather."""
+    runtime = classifier.runtime
+    largest = max_batch(settings, runtime, classifier.bundle) if on_gpu(runtime) else 1
     return usable_cores() + (2 * largest if largest > 1 else 0)
+
+
+def images_of_a_worker(settings: Settings, classifier: Classifier) -> int:
+    """Images that a worker takes at once: on a GPU one, as the workers share runs there."""
+    runtime = classifier.runtime
+    return 1 if on_gpu(runtime) else max_batch(settings, runtime, classifier.bundle)
 
 
 def on_gpu(runtime: Runtime) -> bool:

@@ -54,12 +54,13 @@ class Settings:
     without that extension."""
 
     num_workers: int
-    """`DEITLT_WORKERS`: images in work at once; 0 (default): the usable cores, on a GPU two batches
-    more."""
+    """`DEITLT_WORKERS`: threads that decode and call the model, each a few images at a time; 0
+    (default): the usable cores, on a GPU two batches more. As many images are decoded at once, by
+    default as there are usable cores."""
 
     max_batch: int
     """`DEITLT_MAX_BATCH`: most images in one call of the model; 0 (default): 32 on a GPU, and on a
-    CPU, where batches do not pay, 1."""
+    CPU 512 patches of images, which is 2 at 224 px and patch 16."""
 
     queue_size: int
     """`DEITLT_QUEUE_SIZE`: images that may wait beyond those in work (64); then answers are 429."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Semaphore
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import deitlt
 from deitlt.bundle import OUTPUTS
 from deitlt.classifier import MAX_BATCH, Classifier
 from deitlt.errors import DecodeFailed, ImageError, ImageTooLarge, OpenFailed, UsageError
-from deitlt.prediction import Options, Prediction
+from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import ImageLike, load_pixels
 from deitlt.runtimes import Logits, Outputs
 
@@ -255,3 +256,82 @@ def test_load_takes_a_folder_or_the_packaged_bundle(bundle_path: Path, png: Png)
     packaged = deitlt.load(device="cpu", num_threads=1)
     assert own.predict([png(0)]) == packaged.predict([png(0)])
     assert own.runtime.provider == "CPUExecutionProvider"
+
+
+def test_together_each_gets_what_it_gets_alone(classifier: Classifier, png: Png) -> None:
+    images: list[ImageLike] = [png(0), b"no image", png(1), b"", png(2)]
+    options = [Options(top_k=1), Options(), Options(experts=True), Options(), Options(blend=1.0)]
+    timings = [Timing() for _ in images]
+    found = classifier.predict_together(images, options, timings)
+    for image, option, timing, outcome in zip(images, options, timings, found, strict=True):
+        assert timing.decode_s > 0
+        expected = classifier.predict_each([image], option)[0]
+        if isinstance(expected, ImageError):
+            assert (type(outcome), str(outcome)) == (type(expected), str(expected))
+        else:
+            assert outcome == expected
+        assert (timing.infer_s > 0) == isinstance(expected, Prediction)
+    nothing = classifier.predict_together([b""] * 2, options[:2], timings[:2])
+    assert all(isinstance(outcome, ImageError) for outcome in nothing)
+
+
+def test_what_one_call_cannot_do_together_is_done_one_by_one(
+    classifier: Classifier, png: Png
+) -> None:
+    sizes = []
+
+    class Small:
+        provider = "small"
+
+        def run(self, pixels: np.ndarray) -> Outputs:
+            sizes.append(len(pixels))
+            if len(pixels) > 1:
+                raise MemoryError
+            return classifier.runtime.run(pixels)
+
+    images = [png(seed) for seed in range(3)]
+    small = Classifier(classifier.bundle, Small())
+    found = small.predict_together(images, [Options()] * 3, [Timing() for _ in images])
+    assert found == classifier.predict_each(images)
+    assert sizes == [3, 1, 1, 1]
+
+
+def test_experts_of_a_graph_without_them_are_refused_for_who_asks(
+    classifier: Classifier, png: Png
+) -> None:
+    class Average:
+        provider = "average"
+
+        def run(self, pixels: np.ndarray) -> Outputs:
+            return Outputs(classifier.runtime.run(pixels).logits)
+
+    average = Classifier(classifier.bundle, Average())
+    options = [Options(), Options(experts=True)]
+    one, other = average.predict_together([png(0)] * 2, options, [Timing(), Timing()])
+    assert isinstance(one, Prediction)
+    assert isinstance(other, UsageError)
+
+
+def test_an_image_is_decoded_with_its_turn_held(classifier: Classifier, png: Png) -> None:
+    turns = Semaphore(1)
+
+    class Seen:
+        def __enter__(self) -> None:
+            assert turns.acquire(blocking=False)
+
+        def __exit__(self, *_: object) -> None:
+            turns.release()
+
+    class Free:
+        provider = "free"
+
+        def run(self, pixels: np.ndarray) -> Outputs:
+            assert turns.acquire(blocking=False), "the turn is held while the model runs"
+            turns.release()
+            return classifier.runtime.run(pixels)
+
+    held = Classifier(classifier.bundle, Free(), decoding=Seen())
+    assert held.predict([png(0), png(1)])
+    with pytest.raises(ImageError):
+        held.predict([b"no image"])
+    assert turns.acquire(blocking=False)

@@ -16,7 +16,7 @@ from serving.benchmark.servers import SERVERS
 from serving.benchmark.trees import MARK, _environ, _processes
 from serving.benchmark.windows import Round, take_round
 
-ROWS = {"pure", "ours", "fastapi", "batchable"}
+ROWS = {"pure", "together", "ours", "fastapi", "batchable"}
 
 
 def test_a_whole_quick_run(
@@ -33,7 +33,7 @@ def test_a_whole_quick_run(
     figures = json.loads(file.read_text())
 
     assert figures["command"].startswith("python -m serving.benchmark --quick")
-    assert set(figures["servers"]) == ROWS - {"pure"}
+    assert set(figures["servers"]) == ROWS - {"pure", "together"}
     assert figures["skipped"] == {
         "LitServe": "no_such_module is not installed; pip install 'deitlt[benchmark]'",
         "Triton, Python backend": "name its environment with --triton",
@@ -68,7 +68,7 @@ def test_what_was_measured_before_sigterm_is_kept(
 
     def take(*arguments: Any) -> Round:
         rounds.append(len(rounds))
-        if len(rounds) == 4:  # of pure, ours, ours, pure
+        if len(rounds) == 6:  # of pure, together, ours, ours, together, pure
             os.kill(os.getpid(), signal.SIGTERM)
         return take_round(*arguments)
 
@@ -81,7 +81,7 @@ def test_what_was_measured_before_sigterm_is_kept(
     assert "\n2 under way" in said.out
     assert "\nINTERRUPTED" in said.out
     assert {key: len(row["rounds"]) for key, row in figures["closed"]["2"].items()} == {
-        "pure": 1, "ours": 2,
+        "pure": 1, "together": 2, "ours": 2,
     }  # fmt: skip
     assert figures["complete"] is False
     assert servers() <= others

@@ -5,6 +5,7 @@ There need be no GPU: a stand-in notes what it is asked for, runs it on the CPU 
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import pytest
@@ -99,10 +100,10 @@ def test_the_service_and_every_peer_get_device_and_form(
             "DEITLT_DEVICE": "cuda",
         }, server.key
     settings = Settings.from_environ(given)
-    classifier = load_model(settings, Metrics(), settings.models[0])
+    classifier = load_model(settings, Metrics(), Semaphore(), settings.models[0])
     bare = open_bare(setup, made_up_photos())
-    assert bare.batch_size == max_batch(settings, classifier.runtime)
-    assert bare.max_threads == default_workers(settings, classifier.runtime)
+    assert bare.batch_size == max_batch(settings, classifier.runtime, classifier.bundle)
+    assert bare.max_threads == default_workers(settings, classifier)
 
     for name, text in given.items():
         monkeypatch.setenv(name, text)

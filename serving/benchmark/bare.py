@@ -1,23 +1,25 @@
 """The baseline: the same bytes through the same classifier, called in this process.
 
-As many threads as requests are under way, but no more than the service has: what it would do if
-HTTP cost nothing. On a CPU these are the cores, each running its own image. On a GPU they share
-batches as the service's threads do; there are more than cores, because one that waits for the GPU
-decodes nothing meanwhile. `pure` leaves out decoding as well: the runtime alone, on a GPU in whole
-batches.
+As many threads as requests are under way, but no more than the service has. On a CPU these are the
+cores, each running its own image; `together` is the same with as many images in a call of the
+model as the service puts together. On a GPU they share batches as the service's threads do, more
+than cores, because one that waits for the GPU decodes nothing meanwhile. `pure` leaves out decoding
+as well: the runtime alone, on a GPU in whole batches.
 """
 
 import threading
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
+from math import ceil
 
 import numpy as np
 
 from deitlt.batching import BatchingRuntime
 from deitlt.classifier import Classifier, load
 from deitlt.engine import usable_cores
-from serving.backend import default_workers, max_batch, on_gpu
+from deitlt.prediction import Options, Timing
+from serving.backend import default_workers, images_of_a_worker, max_batch, on_gpu
 from serving.benchmark.client import Call, Calls
 from serving.benchmark.servers import Setup
 from serving.benchmark.wire import Best
@@ -37,10 +39,12 @@ def open_bare(setup: Setup, images: Sequence[bytes]) -> "Bare":
     settings = Settings.from_environ({})  # as the service has them, measured as it comes
     plain = load(setup.bundle, variant=setup.variant, device=setup.device, num_threads=1)
     bundle, runtime = plain.bundle, plain.runtime
-    largest, threads = max_batch(settings, runtime), default_workers(settings, runtime)
-    if largest == 1:
-        return Bare(plain, images, max_threads=threads)
-    batching = BatchingRuntime(runtime, max_batch=largest, pad=on_gpu(runtime))
+    threads = default_workers(settings, plain)
+    if not on_gpu(runtime):
+        together = images_of_a_worker(settings, plain)
+        return Bare(plain, images, max_threads=threads, together=together)
+    largest = max_batch(settings, runtime, bundle)
+    batching = BatchingRuntime(runtime, max_batch=largest, pad=True)
     batching.warm_up(bundle.preprocess.img_size)
     classifier = Classifier(bundle, batching, variant=plain.variant)
     return Bare(classifier, images, max_threads=threads, batch_size=largest)
@@ -56,6 +60,7 @@ class Bare:
         *,
         max_threads: int | None = None,
         batch_size: int = 1,
+        together: int = 1,
     ) -> None:
         """Decode the images for the runtime's own windows.
 
@@ -64,10 +69,11 @@ class Bare:
             images: encoded.
             max_threads: most threads that call; the number of usable cores by default.
             batch_size: most images in a run that threads share, and those of a run of `pure`.
+            together: most images in a run of `classify_together`.
         """
         self.classifier, self.images = classifier, images
         self.max_threads = max_threads or usable_cores()
-        self.batch_size = batch_size
+        self.batch_size, self.together = batch_size, together
         pixels = [classifier.load_pixels(image) for image in images]
         self._pixels = [
             np.stack([pixels[(first + i) % len(pixels)] for i in range(batch_size)])
@@ -92,6 +98,11 @@ class Bare:
             return "pure runtime, no decoding"
         return f"pure runtime, batches of {self.batch_size}"
 
+    @property
+    def together_label(self) -> str:
+        """The row of `classify_together`."""
+        return f"bare, up to {self.together} a run"
+
     def answers(self) -> list[Best]:
         """What every server has to answer, image by image."""
         # One by one, as servers are asked then: in fp16 another batch size rounds differently.
@@ -102,6 +113,18 @@ class Bare:
         """A window of decoding and running."""
         threads = min(concurrency, self.max_threads)
         return self._window(self._classify, 1, threads, seconds, warm_up_s)
+
+    def classify_together(self, concurrency: int, seconds: float, warm_up_s: float) -> Calls:
+        """A window of decoding a few images and running them in one call."""
+        threads = min(concurrency, self.max_threads)
+        number = min(self.together, ceil(concurrency / threads))
+        options, timings = [Options()] * number, [Timing() for _ in range(number)]
+
+        def work(first: int) -> None:
+            images = [self.images[(first + i) % len(self.images)] for i in range(number)]
+            self.classifier.predict_together(images, options, timings)
+
+        return self._window(work, number, threads, seconds, warm_up_s)
 
     def pure(self, concurrency: int, seconds: float, warm_up_s: float) -> Calls:
         """A window of the runtime alone, on pixels decoded before."""

@@ -15,7 +15,8 @@ wall, cpu: images a second, and processor time of an image turned round, by thos
   around the same window: median [smallest-largest] over n rounds. 1 is as good as bare. The second
   survives a crowd on the machine, and hides cores that idle: both are needed.
 bare: the same bytes through the same classifier in threads of one process, as many as requests
-  under way but no more than the service has; on a GPU they share batches as its threads do.
+  under way but no more than the service has; on a GPU they share batches as its threads do. On a
+  CPU each has an image of its own; up to N a run: each has as many as a worker of the service.
 pure: the runtime alone, on decoded pixels; on a GPU in whole batches.
 p50, p99: of an answer, ms. over: median answer less bare's. client: its own processor time, ms an
   answer, which the server's cores also give. not 200: answers; dropped: rounds with much steal."""

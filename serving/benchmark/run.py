@@ -14,7 +14,7 @@ from serving.benchmark.loads import Load, Soak, soak, take_load
 from serving.benchmark.servers import SERVERS, Setup
 from serving.benchmark.windows import Series, Take, in_turns, take_round
 
-PURE = "pure"
+PURE, TOGETHER = "pure", "together"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,7 @@ class Findings:
     Attributes:
         bare: how bare calls were made, for people.
         pure: the label of the runtime's row.
+        together: the label of the row of bare calls with several images.
         servers: that were measured, by key.
         skipped: labels of the others, and why.
         series: by concurrency and key; `pure` is one more.
@@ -70,6 +71,7 @@ class Findings:
 
     bare: str = ""
     pure: str = ""
+    together: str = ""
     servers: dict[str, Running] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     series: dict[int, dict[str, Series]] = field(default_factory=dict)
@@ -78,7 +80,8 @@ class Findings:
 
     def labels(self) -> dict[str, str]:
         """Rows for people."""
-        return {PURE: self.pure, **{k: r.server.label for k, r in self.servers.items()}}
+        servers = {key: running.server.label for key, running in self.servers.items()}
+        return {PURE: self.pure, TOGETHER: self.together, **servers}
 
 
 def measure(plan: Plan, setup: Setup, images: list[bytes], found: Findings) -> None:
@@ -88,7 +91,7 @@ def measure(plan: Plan, setup: Setup, images: list[bytes], found: Findings) -> N
         DeitLTError: the bundle, the device or an image cannot be used.
     """
     bare = open_bare(setup, images)
-    found.bare, found.pure = bare.setting, bare.pure_label
+    found.bare, found.pure, found.together = bare.setting, bare.pure_label, bare.together_label
     try:
         _start_all(plan, setup, images, bare, found)
         for concurrency in plan.concurrency:
@@ -144,6 +147,8 @@ def _start_all(plan: Plan, setup: Setup, images: list[bytes], bare: Bare, found:
 
 def _closed(plan: Plan, concurrency: int, bare: Bare, found: Findings) -> None:
     takes: dict[str, Take] = {PURE: bare.pure}
+    if bare.together > 1:
+        takes[TOGETHER] = bare.classify_together
     takes |= {key: partial(_ask, running) for key, running in found.servers.items()}
     series = found.series[concurrency] = {key: Series() for key in takes}
     for number, key in enumerate(in_turns(list(takes), plan.rounds)):
