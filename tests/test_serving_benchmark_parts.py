@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -288,6 +289,29 @@ def test_bare_answers_and_windows(classifier: Classifier) -> None:
     window, pure = bare.classify(2, 0.3, 0.05), bare.pure(2, 0.3, 0.05)
     assert 0 < window.images() < pure.images()
     assert window.server_cpu_s > 0
+    many = Bare(classifier, photos, together=3)
+    assert many.together_label == "bare, up to 3 a run"
+    found = many.classify_together(2 * many.max_threads, 0.3, 0.05)
+    assert found.images() > 0
+    assert len(found.calls) % 2 == 0, "two for each thread"
+
+
+def test_an_interrupted_window_leaves_no_thread(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = Bare(classifier, made_up_photos())
+    before = set(threading.enumerate())
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    clock = SimpleNamespace(**vars(time) | {"sleep": interrupted})
+    monkeypatch.setattr("serving.benchmark.bare.time", clock)
+    with pytest.raises(KeyboardInterrupt):
+        bare.classify(2, 0.3, 0.05)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_photos_are_the_same_every_time(tmp_path: Path) -> None:

@@ -156,13 +156,15 @@ class Bare:
                 calls.extend([Call(start, time.perf_counter(), OK)] * images)
 
         threads = [threading.Thread(target=drive) for _ in range(num_threads)]
-        for thread in threads:
-            thread.start()
-        time.sleep(warm_up_s)
-        start, cpu = time.perf_counter(), time.process_time()
-        time.sleep(seconds)
-        end, cpu_end = time.perf_counter(), time.process_time()
-        stop.set()
+        try:
+            for thread in threads:
+                thread.start()
+            time.sleep(warm_up_s)
+            start, cpu = time.perf_counter(), time.process_time()
+            time.sleep(seconds)
+            end, cpu_end = time.perf_counter(), time.process_time()
+        finally:  # SIGTERM in a window must not leave threads that keep the process alive
+            stop.set()
         for thread in threads:
             thread.join()
         kept = [call for call in calls if call.end > start and call.start < end]
