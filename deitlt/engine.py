@@ -171,6 +171,16 @@ class Engine:
         with self._room:
             return self._admit(tasks, deadline, timings)
 
+    def refuse_if_full(self) -> None:
+        """Refuse what cannot be taken now anyway, before there is any work on it.
+
+        Raises:
+            Overloaded: there is no room for a single image.
+            EngineClosed: `close` was called.
+        """
+        with self._room:
+            self._check_room(1)
+
     @property
     def num_waiting(self) -> int:
         """Images taken that no worker has come to."""
@@ -210,13 +220,7 @@ class Engine:
         timings: Sequence[Timing] | None,
     ) -> list[Future[Answer]]:
         """Take a slot a task and submit them; the caller holds `_room`."""
-        if self._closed:
-            raise EngineClosed("the engine is shutting down")
-        if len(tasks) > self._num_free:
-            raise Overloaded(
-                f"{len(tasks)} more would exceed the {self.capacity} images that may wait; "
-                "try again later"
-            )
+        self._check_room(len(tasks))
         self._num_free -= len(tasks)
         items = [
             _Item(task, Future(), timing, time.monotonic(), deadline)
@@ -227,6 +231,15 @@ class Engine:
             self._waiting.append(item)
             self._pool.submit(self._work)
         return [item.future for item in items]
+
+    def _check_room(self, number: int) -> None:
+        if self._closed:
+            raise EngineClosed("the engine is shutting down")
+        if number > self._num_free:
+            raise Overloaded(
+                f"{number} more would exceed the {self.capacity} images that may wait; "
+                "try again later"
+            )
 
     def _work(self) -> None:
         """Do what waits first, together with more of its kind; nothing, if others were faster."""

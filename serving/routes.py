@@ -119,6 +119,7 @@ async def answer(
     backend = backend_of(request)
     settings = backend.settings
     deadline = time.monotonic() + settings.timeout_s
+    backend.engine.refuse_if_full()  # before a body is put together that nobody will look at
     try:
         # Giving up cancels the futures, so images that still wait are never begun.
         async with asyncio.timeout(settings.timeout_s):

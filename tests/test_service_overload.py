@@ -200,6 +200,22 @@ def test_an_announced_oversize_body_is_not_read_at_all(hold: Callable[..., Held]
     assert sent[0]["status"] == 413
 
 
+@pytest.mark.parametrize(("closed", "status"), [(False, 429), (True, 503)])
+def test_a_body_is_not_read_where_there_is_no_room_for_it(
+    closed: bool, status: int, hold: Callable[..., Held]
+) -> None:
+    held = hold(queue_size=0)
+    if closed:
+        held.engine.close()
+    else:
+        held.engine.submit(picture())
+
+    def unread() -> Message:
+        raise AssertionError("the body was read")
+
+    assert exchange(held.frontend, unread)[0]["status"] == status
+
+
 def test_a_body_that_never_ends_is_504(hold: Callable[..., Held]) -> None:
     assert exchange(hold(timeout_s=0.05).frontend, lambda: None)[0]["status"] == 504
 
