@@ -132,6 +132,7 @@ async def infer(request: Request) -> Response:
     backend, (model, contract) = backend_of(request), _find(request)
     timeout_s = backend.settings.timeout_s
     deadline = time.monotonic() + timeout_s
+    backend.engine.refuse_if_full()
     try:
         # Giving up cancels the futures, so images that still wait are never begun.
         async with asyncio.timeout(timeout_s):
