@@ -243,8 +243,9 @@ class Engine:
 
     def _work(self) -> None:
         """Do what waits first, together with more of its kind; nothing, if others were faster."""
-        now, ready = time.monotonic(), list[_Item]()
-        for item in self._take():
+        taken, ready = self._take(), list[_Item]()
+        now = time.monotonic()
+        for item in taken:
             item.timing.wait_s = now - item.taken
             if item.deadline is None or now <= item.deadline:
                 ready.append(item)
