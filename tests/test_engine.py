@@ -3,7 +3,7 @@
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
@@ -19,31 +19,9 @@ from deitlt.errors import (
     Overloaded,
     UsageError,
 )
-from deitlt.prediction import Options, Prediction, Timing
+from deitlt.prediction import Options, Prediction
 from deitlt.preprocess import ImageLike
-
-TIMEOUT_S = 20  # only ever waited for where a test fails
-
-
-class Gated(Classifier):
-    """Answers what it is told to, once its gate is open."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.started = threading.Semaphore(0)
-        self.seen: list[ImageLike] = []
-
-    def predict_one(
-        self, image: ImageLike, options: Options = Options(), timing: Timing | None = None
-    ) -> Prediction:
-        self.seen.append(image)
-        self.started.release()
-        assert self.gate.wait(TIMEOUT_S)
-        if isinstance(image, bytes) and image == b"bad":
-            raise DecodeFailed("the image is damaged")
-        if isinstance(image, bytes) and image == b"crash":
-            raise ZeroDivisionError
-        return Prediction(str(image), 0, 1.0, "head", None, ())
+from tests.engine_support import TIMEOUT_S, Gated, label
 
 
 @pytest.fixture
@@ -51,10 +29,6 @@ def gated() -> Iterator[Gated]:
     fake = Gated()
     yield fake
     fake.gate.set()
-
-
-def label(future: Future[Prediction]) -> str:
-    return future.result(TIMEOUT_S).label
 
 
 def settled(future: Future[Prediction], gated: Gated) -> None:
@@ -304,119 +278,6 @@ def test_an_exception_leaves_what_is_not_begun(gated: Gated) -> None:
 def test_impossible_sizes_are_refused(workers: int, queue: int, batch: int, gated: Gated) -> None:
     with pytest.raises(UsageError):
         Engine(gated, num_workers=workers, queue_size=queue, max_batch=batch)
-
-
-class Batched(Gated):
-    """Says what it was given together, too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[int] = []
-
-    def predict_together(
-        self, images: Sequence[ImageLike], options: Sequence[Options], timings: Sequence[Timing]
-    ) -> list[Prediction | Exception]:
-        self.calls.append(len(images))
-        if b"crash" in images:
-            raise ZeroDivisionError
-        assert self.gate.wait(TIMEOUT_S)
-        assert len(images) == len(options) == len(timings) > 1
-        bad = DecodeFailed("the image is damaged")
-        return [
-            bad if image == b"bad" else Prediction(str(image), option.top_k, 1.0, "head", None, ())
-            for image, option in zip(images, options, strict=True)
-        ]
-
-
-@pytest.fixture
-def batched() -> Iterator[Batched]:
-    fake = Batched()
-    yield fake
-    fake.gate.set()
-
-
-def held(batched: Batched, engine: Engine) -> list[Future[Prediction]]:
-    """Every worker has an image in work, and none can finish."""
-    futures = [engine.submit("held") for _ in range(engine.num_workers)]
-    for _ in futures:
-        assert batched.started.acquire(timeout=TIMEOUT_S)
-    return futures
-
-
-@pytest.mark.parametrize(
-    ("waiting", "workers", "calls"),
-    [(1, 1, []), (2, 1, [2]), (7, 1, [3, 3]), (2, 2, []), (6, 2, [3])],
-)
-def test_a_worker_takes_its_share_of_what_waits(
-    waiting: int, workers: int, calls: list[int], batched: Batched
-) -> None:
-    with Engine(batched, num_workers=workers, max_batch=3) as engine:
-        held(batched, engine)
-        futures = engine.submit_all([str(number) for number in range(waiting)])
-        assert engine.num_waiting == waiting
-        batched.gate.set()
-        assert [label(future) for future in futures] == [str(n) for n in range(waiting)]
-        assert engine.num_waiting == 0
-    # What two workers find depends on who is first; the first of them takes half.
-    assert batched.calls[: len(calls)] == calls
-    assert max(batched.calls, default=1) <= 3
-    if workers == 1:
-        assert batched.calls == calls
-
-
-def test_each_has_its_own_options_and_error(batched: Batched) -> None:
-    with Engine(batched, num_workers=1, max_batch=8) as engine:
-        held(batched, engine)
-        one = engine.submit("one", Options(top_k=1))
-        bad = engine.submit(b"bad")
-        late = engine.submit("late", deadline=0.0)
-        gone = engine.submit("gone")
-        two = engine.submit("two", Options(top_k=2))
-        assert gone.cancel()
-        batched.gate.set()
-        assert [one.result(TIMEOUT_S).index, two.result(TIMEOUT_S).index] == [1, 2]
-        with pytest.raises(DecodeFailed):
-            bad.result(TIMEOUT_S)
-        with pytest.raises(DeadlineExceeded):
-            late.result(TIMEOUT_S)
-    assert batched.calls == [3]
-
-
-def test_only_images_of_one_classifier_are_taken_together(batched: Batched) -> None:
-    other = Batched()
-    other.gate.set()
-    with Engine(batched, num_workers=1, max_batch=8) as engine:
-        held(batched, engine)
-        futures = engine.submit_all(["1", "2"])
-        futures += engine.submit_all(["3", "4", "5"], classifier=other)
-        work = [lambda timing: Prediction("6", 0, 1.0, "head", None, ())] * 2
-        futures += engine.submit_tasks(work)
-        futures += engine.submit_all(["7", "8"])
-        batched.gate.set()
-        assert [label(future) for future in futures] == [
-            "1",
-            "2",
-            "3",
-            "4",
-            "5",
-            "6",
-            "6",
-            "7",
-            "8",
-        ]
-    assert batched.calls == [2, 2]
-    assert other.calls == [3]
-
-
-def test_whatever_goes_wrong_together_reaches_each_of_them(batched: Batched) -> None:
-    with Engine(batched, num_workers=1, queue_size=3, max_batch=4) as engine:
-        held(batched, engine)
-        futures = engine.submit_all(["1", b"crash", "2"])
-        batched.gate.set()
-        for future in futures:
-            with pytest.raises(ZeroDivisionError):
-                future.result(TIMEOUT_S)
-        assert len(engine.submit_all(["again"] * engine.capacity)) == 4
 
 
 def test_as_many_workers_as_cores(gated: Gated) -> None:
