@@ -145,7 +145,6 @@ def test_served_answers_equal_predict(url: str, classifier: Classifier) -> None:
     assert ["error" in result for result in several.json()["results"]] == [False, True]
 
 
-@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux alone has such threads")
 def test_no_thread_of_the_worker_interrupts_another(
     served: tuple[psutil.Process, int], url: str
 ) -> None:
