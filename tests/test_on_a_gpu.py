@@ -4,7 +4,6 @@ Devices and precisions are those of a GPU, and a wait of the host for it is noti
 kernels compute is not tested here.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deitlt.labelled import LabelledImages
 from deitlt.student import DeiTLT, PlainViT, StudentConfig, build_student
@@ -33,7 +32,7 @@ from training.engine.distributed import World
 from training.engine.feed import Feed, MicroBatch
 from training.recipes import STUDENTS, TEACHERS
 from training.scoring import _answer
-from training.students.distillation import Distillation, StudentLearner
+from training.students.distillation import StudentLearner
 from training.teachers.labelling import Teacher
 from training.teachers.learner import TeacherLearner, build_method
 
@@ -72,26 +71,35 @@ class OnGPU:
 
 def student_on(recipe: StudentRecipe, synthetic: SyntheticSet, watch: Watch, teacher: Teacher,
                student: DeiTLT | PlainViT) -> OnGPU:  # fmt: skip
-    images, world = synthetic.images, World(GPU)
-    feed = feed_of(recipe, images, [student_view(recipe)], sampling=recipe.sampling)
-    learner = StudentLearner(
+    learner = student_learner(recipe, synthetic, teacher, student, GPU)
+    return OnGPU(learner, learner.feed, watch)
+
+
+def student_learner(
+    recipe: StudentRecipe,
+    synthetic: SyntheticSet,
+    teacher: Teacher,
+    student: DeiTLT | PlainViT,
+    device: torch.device,
+) -> StudentLearner:
+    images, views = synthetic.images, [student_view(recipe)]
+    return StudentLearner(
         recipe,
-        student.to(GPU),
-        teacher.to(GPU) if recipe.distilled else None,
-        feed,
+        student.to(device),
+        teacher.to(device) if recipe.distilled else None,
+        feed_of(recipe, images, views, device, sampling=recipe.sampling),
         images.counts(),
-        world,
+        World(device),
         compiled=False,
     )
-    return OnGPU(learner, feed, watch)
 
 
-def feed_of(recipe: StudentRecipe | TeacherRecipe, images: LabelledImages,
-            views: list[RandomView], **options: Any) -> Feed:  # fmt: skip
+def feed_of(recipe: StudentRecipe | TeacherRecipe, images: LabelledImages, views: list[RandomView],
+            device: torch.device = GPU, **options: Any) -> Feed:  # fmt: skip
     return Feed(
         images,
         views,
-        World(GPU),
+        World(device),
         batch_size=recipe.batch_size,
         micro_batch_size=recipe.micro_batch_size,
         seed=0,
@@ -181,50 +189,6 @@ def teacher_recipe(name: str) -> TeacherRecipe:
     small = SMALL if recipe.micro_batch_size else {**SMALL, "micro_batch_size": None}
     drw = min(1, recipe.drw_epoch)
     return replace(recipe, network=network, drw_epoch=drw, paco_queue=32, **small)
-
-
-def test_precision_on_a_gpu(synthetic: SyntheticSet) -> None:
-    """The transformer's products are in bfloat16; heads, losses, teacher and norms are not."""
-    recipe = tiny("cifar")
-    student, teacher = transformer(recipe), untrained_teacher(synthetic, CPU)
-    with fake_gpu() as watch:
-        on_gpu = student_on(recipe, synthetic, watch, teacher, student)
-        types: dict[str, set[torch.dtype]] = {}
-        for owner, model in (("student", student), ("teacher", teacher.model)):
-            for name, module in model.named_modules():
-                kind = type(module).__name__ if not name.startswith(("head", "linear")) else name
-                module.register_forward_hook(noting(types, f"{owner} {kind}"))
-        assert isinstance(on_gpu.learner, StudentLearner)
-        losses = on_gpu.learner.losses
-        assert isinstance(losses, Distillation)
-        losses.cls_loss.register_forward_pre_hook(noting_inputs(types, "cls logits"))
-        losses.dist_loss.register_forward_pre_hook(noting_inputs(types, "dist logits"))
-        on_gpu.step(0)
-    low, single = {torch.bfloat16}, {torch.float32}
-    assert types["student Linear"] == types["student PatchEmbed"] == low
-    assert types["teacher Conv2d"] == types["teacher BatchNorm2d"] == low
-    assert (
-        types["student LayerNorm"] == types["student head"] == types["student head_dist"] == single
-    )
-    assert types["teacher linear"] == types["cls logits"] == types["dist logits"] == single
-
-
-def noting(types: dict[str, set[torch.dtype]], name: str) -> Callable[..., None]:
-    """A hook that keeps the type of what a module gives."""
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        types.setdefault(name, set()).add(output.dtype)
-
-    return note
-
-
-def noting_inputs(types: dict[str, set[torch.dtype]], name: str) -> Callable[..., None]:
-    """A hook that keeps the type of a module's first input."""
-
-    def note(module: nn.Module, inputs: Any) -> None:
-        types.setdefault(name, set()).add(inputs[0].dtype)
-
-    return note
 
 
 class Everything:

@@ -88,12 +88,8 @@ class OurStep:
             part()
         return parts
 
-    def _autocast(self) -> torch.autocast:
-        device = self.world.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
-
     def _ask(self, images: Tensor) -> Tensor:
-        with self._autocast():
+        with self.recipe.precision(self.world.device):
             return self.teacher.label(images)
 
     def _train(
@@ -104,7 +100,7 @@ class OurStep:
         for batches, shown, taught in zip(passes, images, labels, strict=True):
             mixed = [mixup_target(b.labels, self.num_classes, 0.5, smoothing) for b in batches]
             targets, parts = torch.cat(mixed), len(batches)
-            with self._autocast():
+            with self.recipe.precision(self.world.device):
                 losses = self.learner.losses(
                     shown, targets, taught, None, in_drw=False, parts=parts
                 )

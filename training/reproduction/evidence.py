@@ -41,6 +41,9 @@ class Experiment:
 
 
 TINY, SMALL = ("--size", "tiny"), ("--size", "small")
+# What two CPU cores get through in some hours.
+SHORT = ("--epochs", "50", "--drw-epoch", "40", "--decay-epochs", "40", "45")
+NO_DRW = ("--drw-epoch", "50")
 EXPERIMENTS: dict[str, Experiment] = {
     "teacher_ldam": Experiment("cifar", "teacher"),
     "teacher_ldam_no_sam": Experiment("cifar_no_sam", "teacher"),
@@ -65,6 +68,12 @@ EXPERIMENTS: dict[str, Experiment] = {
     "small": Experiment("cifar_small", needs="teacher_paco"),
     "small_vit": Experiment("vit", options=SMALL),
     "base": Experiment("cifar", needs="teacher_paco"),
+    "teacher_short": Experiment("cifar", "teacher", options=SHORT),
+    "teacher_short_no_sam": Experiment("cifar_no_sam", "teacher", options=SHORT),
+    "nano": Experiment("cifar_nano", needs="teacher_short"),
+    "nano_no_sam": Experiment("cifar_nano", needs="teacher_short_no_sam"),
+    "nano_no_drw": Experiment("cifar_nano", needs="teacher_short", options=NO_DRW),
+    "nano_vit": Experiment("cifar_nano", options=("--no-distilled", *NO_DRW)),
 }
 
 

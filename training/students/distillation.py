@@ -123,7 +123,7 @@ class StudentLearner:
     ) -> None:
         assert (teacher is not None) == recipe.distilled, "DIST needs a teacher, CLS alone has none"
         self.recipe, self.student, self.teacher = recipe, student, teacher
-        if teacher is not None and world.device.type == "cuda":
+        if teacher is not None and (world.device.type == "cuda" or recipe.bf16):
             # Else every convolution in bfloat16 rearranges its images, before and after.
             teacher.to(memory_format=torch.channels_last)
         self.feed, self.counts, self.world = feed, counts, world
@@ -184,8 +184,7 @@ class StudentLearner:
         seed_global(self.recipe.seed, Stream.STEP, epoch, batches[0].number)
         prepared = [self._targets(epoch, batch) for batch in batches]
         images, targets = map(_joined, zip(*prepared, strict=True))
-        device = self.world.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with self.recipe.precision(self.world.device):
             teacher = self._ask_teacher(images)
             losses: Tensor = self.losses(
                 images, targets, teacher, self._weight, in_drw=self._in_drw, parts=len(batches)
