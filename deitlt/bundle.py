@@ -255,6 +255,8 @@ def check_free(root: Path, *, overwrite: bool) -> None:
             raise BundleError(f"{root}: holds a bundle already; pass --overwrite to replace it")
     elif any(root.iterdir()):
         raise BundleError(f"{root}: holds other files; name an empty or new folder")
+    elif root.is_mount():
+        raise BundleError(f"{root}: is where a volume is mounted; name a folder inside it")
 
 
 def _manifest_hash(manifest: dict[str, Any]) -> str:

@@ -56,13 +56,13 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         for file in [*temporary.rglob("*"), temporary]:
             sync(file)
         if overwrite and path.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
             path.rename(old)
         elif path.exists():
             path.rmdir()  # an empty folder made by the user; anything else is an error here
         temporary.rename(path)
         sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -98,6 +98,13 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder as far as that is possible; of a link to one, the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _former(path: Path) -> Path:

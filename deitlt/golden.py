@@ -18,8 +18,8 @@ MARGIN = 2.0
 
 
 def write_golden(path: Path, pixels: Pixels, outputs: Outputs) -> None:
-    """Write `(B, S, S, 3)` pixels and their logits as a plain .npz."""
-    arrays: dict[str, Any] = {"pixels": pixels, **outputs.heads()}
+    """Write `(B, S, S, 3)` pixels and their logits and features as a plain .npz."""
+    arrays: dict[str, Any] = {"pixels": pixels, **outputs.parts()}
     np.savez_compressed(path, **arrays)
 
 
@@ -31,15 +31,16 @@ def check_golden(bundle: Bundle, variant: str = FLOAT32, *, device: Device = "cp
         RuntimeUnavailable: what runs the artefact, or the device, is not here.
     """
     artefact = bundle.artefact(variant)
-    limit = TOLERANCE
-    if artefact.precision != "float32":
-        limit = max(limit, MARGIN * artefact.max_abs_diff)
+    limit, compared = TOLERANCE, Outputs.parts
+    if artefact.precision != "float32":  # how far their features may be off, no one knows
+        limit, compared = max(limit, MARGIN * artefact.max_abs_diff), Outputs.heads
     runtime = open_runtime(bundle, variant, device=device)
     with np.load(bundle.path / GOLDEN, allow_pickle=False) as golden:
         pixels = golden["pixels"]
-        actual = runtime.run(pixels).heads()
+        actual = compared(runtime.run(pixels))
+        both = [name for name in actual if name in golden]  # bundles of old have no features there
         # np.max, because Python's max may pass over a NaN.
-        worst = float(np.max([np.abs(a - golden[name]).max() for name, a in actual.items()]))
+        worst = float(np.max([np.abs(actual[name] - golden[name]).max() for name in both]))
     if not worst <= limit:
         raise BundleError(
             f"{artefact.path}: golden images differ from torch by {worst:.1e} "

@@ -172,6 +172,9 @@ def _read(
     if len(classes) < 2:
         text = f"{root}: a classifier needs at least two classes, found {len(classes)}"
         complain("few_classes", text)
+    for name in classes:
+        if not _is_utf8(name):
+            complain("class_name", f"{root}: class {name!r} is not named in UTF-8; rename it")
     known = len(classes)
     index = {name: i for i, name in enumerate(classes)}
     for split, rows in named.items():
@@ -184,6 +187,15 @@ def _read(
             index.setdefault(name, len(index))
     _check_groups(root, named, complain)
     return listing, {split: _images(rows, index) for split, rows in named.items()}
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name can be written down; those of folders may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _images(rows: list[Row], index: dict[str, int]) -> LabelledImages:

@@ -48,6 +48,7 @@ from export.parity import (
 from export.quantize import quantize_int8, rank_layers
 from export.to_onnx import describe_graph
 from export.to_triton import export_triton
+from export.triton_config import check_names
 from export.variants import INT8, TRITON, VARIANTS, Variant
 from export.verification_data import calibration_pixels, pick_split, spread
 
@@ -115,6 +116,8 @@ def export_bundle(
     if INT8 in options.variants:
         calibration = calibration_pixels(data, options.calibration, card.classes, card.preprocess)
     name = options.name or output.resolve().name
+    if TRITON in options.variants:
+        check_names(name, card.classes)
 
     def fill(folder: Path) -> dict[str, Any]:
         export = _Export(model, card, images, calibration, options, folder)
@@ -123,7 +126,7 @@ def export_bundle(
             if variant != TRITON and (entry := export.add(variant)):
                 artefacts[variant] = entry
         manifest = _manifest(card, name, artefacts, export.refused)
-        export.write_figures(manifest, split, data.name)
+        export.write_figures(manifest, split, data.resolve().name)
         if TRITON in options.variants:
             artefacts[TRITON] = _add_triton(folder, name, card, manifest)
         if options.weights:
@@ -150,8 +153,9 @@ class _Export:
     def __post_init__(self) -> None:
         sample = spread(len(self.images), NUM_SAMPLE)
         self.sample_pixels = np.concatenate(list(self._batches(sample)))
-        self.expected = answers(PlainStudent(self.model, self.card), self._progress("torch"))
-        self.sample_expected = _rows(self.expected, sample)
+        torch_says = PlainStudent(self.model, self.card)
+        self.expected = answers(torch_says, self._progress("torch"))
+        self.sample_expected = torch_says.run(self.sample_pixels)
         golden = spread(len(sample), NUM_GOLDEN)
         write_golden(
             self.folder / GOLDEN, self.sample_pixels[golden], _rows(self.sample_expected, golden)
@@ -208,12 +212,16 @@ class _Export:
             "data": data,
             "split": split,
             "num_images": len(self.images),
+            "max_images": self.options.max_images,
             "heads": {head: figures.to_dict() for head, figures in self.reports.items()},
         }
         write_json(self.folder / "metrics.json", metrics)
         rows = per_class_csv(self.card.classes, self.card.train_counts, self.reports)
         write_text(self.folder / "per_class.csv", rows)
-        text = model_card(manifest, self.reports, self.gates, f"{split} images of {data}")
+        source = f"{split} images of {data}"
+        if len(self.images) == self.options.max_images:
+            source += ", a subset spread over its classes"
+        text = model_card(manifest, self.reports, self.gates, source)
         write_text(self.folder / "README.md", text)
 
     def _quantize(self, name: str, variant: Variant) -> tuple[Outputs, list[str]]:
@@ -324,5 +332,4 @@ def _shares(figures: Report) -> dict[str, float | None]:
 
 
 def _rows(outputs: Outputs, indices: IntArray) -> Outputs:
-    heads = outputs.heads()
-    return Outputs(**{name: logits[indices] for name, logits in heads.items()})
+    return Outputs(**{name: part[indices] for name, part in outputs.parts().items()})

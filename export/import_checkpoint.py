@@ -16,12 +16,13 @@ from typing import Any
 import timm
 import torch
 
+from deitlt.bundle import MANIFEST
 from deitlt.errors import CheckpointError, UsageError
-from deitlt.files import file_sha256, new_folder
+from deitlt.files import file_sha256, new_folder, restore_stranded
 from deitlt.labelled import read_labelled
 from deitlt.longtail import IntArray, long_tailed_subset
 from deitlt.preprocess import PreprocessSpec
-from deitlt.program import OneLineParser, run_program
+from deitlt.program import OneLineParser, run_program, sigterm_raises
 from deitlt.weights import Card, save_tensors
 from export.class_order import (
     RENUMBERED,
@@ -58,7 +59,8 @@ class Imported:
 def main(argv: Sequence[str] | None = None) -> int:
     """Import a checkpoint; returns 0, or 2 with one line on what was wrong."""
     arguments = _parser().parse_args(argv)
-    return run_program("import", lambda: print(_import(arguments)))
+    with sigterm_raises():
+        return run_program("import", lambda: print(_import(arguments)))
 
 
 def _parser() -> OneLineParser:
@@ -227,8 +229,11 @@ def _check_free(output: Path, *, overwrite: bool) -> None:
     Raises:
         CheckpointError: `output` is a file, a run and `overwrite` is off, or holds other files.
     """
+    restore_stranded(output)
     if output.is_file():
         raise CheckpointError(f"{output}: is a file; name a folder for the run")
+    if (output / MANIFEST).is_file():
+        raise CheckpointError(f"{output}: is a bundle; name a folder for the run")
     if any((output / f"{kind}.safetensors").is_file() for kind in ("student", "teacher")):
         if not overwrite:
             raise CheckpointError(f"{output}: holds a run; pass --overwrite to replace it")

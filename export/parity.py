@@ -1,11 +1,12 @@
 """Proof that an exported artefact answers as the torch model does, on real images."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from deitlt.errors import BundleError
 from deitlt.preprocess import Pixels, normalise
@@ -24,7 +25,7 @@ class Parity:
 
     Attributes:
         num_images: real images compared.
-        max_abs_diff: largest difference of any logit of any output.
+        max_abs_diff: largest difference of any number of any output compared.
         same_top1: share of images whose averaged top-1 class is the same, in [0, 1].
     """
 
@@ -85,17 +86,28 @@ class PlainStudent:
         return rolled[:, :2, 2:].reshape(-1, 2, side, side).numpy()
 
 
-def answers(runtime: Runtime, batches: Iterable[Pixels]) -> Outputs:
-    """What a runtime says of all batches of `(B, S, S, 3)` uint8 pixels, one after the other."""
-    rows = [runtime.run(pixels).heads() for pixels in batches]
+def answers(
+    runtime: Runtime,
+    batches: Iterable[Pixels],
+    kept: Callable[[Outputs], Mapping[str, NDArray[np.float32]]] = Outputs.heads,
+) -> Outputs:
+    """What a runtime says of all batches of `(B, S, S, 3)` uint8 pixels, one after the other.
+
+    Args:
+        runtime: what to ask.
+        batches: one after the other.
+        kept: which outputs; features of many images take much memory.
+    """
+    rows = [kept(runtime.run(pixels)) for pixels in batches]
     return Outputs(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
 
 
 def compare(actual: Outputs, expected: Outputs) -> Parity:
-    """How close answers are to torch's; heads that an artefact leaves out are not compared."""
-    wanted = expected.heads()
+    """How close answers are to torch's, by the outputs that both have."""
+    given, wanted = actual.parts(), expected.parts()
     # np.max, because Python's max may pass over a NaN.
-    worst = float(np.max([np.abs(a - wanted[name]).max() for name, a in actual.heads().items()]))
+    differences = [np.abs(given[name] - wanted[name]).max() for name in given if name in wanted]
+    worst = float(np.max(differences))
     same = actual.logits.argmax(axis=1) == expected.logits.argmax(axis=1)
     return Parity(len(same), worst, float(same.mean()))
 
@@ -104,12 +116,12 @@ def check_exact(name: str, parity: Parity) -> None:
     """Refuse a float32 artefact that differs from torch by more than rounding.
 
     Raises:
-        BundleError: a logit is off by more than `MAX_ABS_DIFF`, or a top-1 class differs.
+        BundleError: an output is off by more than `MAX_ABS_DIFF`, or a top-1 class differs.
     """
     if not parity.max_abs_diff < MAX_ABS_DIFF or parity.same_top1 < 1:
         raise BundleError(
-            f"not written: {name} differs from torch on {parity.num_images} images, max |logit "
-            f"difference| {parity.max_abs_diff:.1e} (limit {MAX_ABS_DIFF:.0e}), "
+            f"not written: {name} differs from torch on {parity.num_images} images, max "
+            f"|difference| {parity.max_abs_diff:.1e} (limit {MAX_ABS_DIFF:.0e}), "
             f"same top-1 {parity.same_top1:.3f}"
         )
 
@@ -135,9 +147,12 @@ def check_rollouts(name: str, runtime: Runtime, pixels: Pixels, expected: Rollou
 def check_batch_sizes(name: str, runtime: Runtime, pixels: Pixels, expected: Outputs) -> None:
     """Refuse a float32 artefact that answers otherwise when asked in small batches.
 
+    The experts' features are compared here, too.
+
     Raises:
         BundleError: see `check_exact`.
     """
     for size in BATCH_SIZES:
         batches = (pixels[start : start + size] for start in range(0, len(pixels), size))
-        check_exact(f"{name}, {size} at a time,", compare(answers(runtime, batches), expected))
+        found = answers(runtime, batches, Outputs.parts)
+        check_exact(f"{name}, {size} at a time,", compare(found, expected))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import get_args
 
 from deitlt.bundle import Bundle
-from deitlt.program import OK, SOME_FAILED, OneLineParser, run_program
+from deitlt.program import OK, SOME_FAILED, OneLineParser, run_program, sigterm_raises
 from export.bundle_writer import Options, export_bundle
 from export.fuse import Attention
 from export.gate import MAX_GROUP_LOSS_POINTS, MAX_LOSS_POINTS
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         line on what was wrong.
     """
     arguments = _parser().parse_args(argv)
-    return run_program("export", lambda: _export(arguments), output=arguments.output)
+    with sigterm_raises():
+        return run_program("export", lambda: _export(arguments), output=arguments.output)
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,6 @@ REPOSITORY/<name>/
 
 import argparse
 import json
-import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -35,10 +34,10 @@ from deitlt.bundle import (
     Bundle,
     open_bundle,
 )
-from deitlt.errors import BundleError, DataError, UsageError
-from deitlt.files import new_folder, write_text
+from deitlt.errors import BundleError, UsageError
+from deitlt.files import new_folder, restore_stranded, write_text
 from deitlt.preprocess import Pixels, normalise
-from deitlt.program import OneLineParser, run_program
+from deitlt.program import OneLineParser, run_program, sigterm_raises
 from export.triton_config import (
     CONFIG,
     LABELS,
@@ -50,10 +49,12 @@ from export.triton_config import (
     ServerOptions,
     Tensor,
     bundle_versions_in,
+    check_names,
     config_text,
 )
 
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+# Of the Attention operator; ONNX Runtime has it from 1.23 on.
+ATTENTION_OPSET = 23
 PYTHON_MODEL = Path(__file__).with_name("triton_python_model.py")
 TRITON_TYPES = {
     onnx.TensorProto.UINT8: "TYPE_UINT8",
@@ -65,7 +66,8 @@ TRITON_TYPES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a model; returns 0, or 2 with one line on what was wrong."""
     arguments = _parser().parse_args(argv)
-    return run_program("to_triton", lambda: _export(arguments))
+    with sigterm_raises():
+        return run_program("to_triton", lambda: _export(arguments))
 
 
 def _parser() -> OneLineParser:
@@ -128,8 +130,9 @@ def _parser() -> OneLineParser:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    bundle = open_bundle(arguments.bundle)
     model = export_triton(
-        open_bundle(arguments.bundle),
+        bundle,
         arguments.repository,
         ServerOptions(
             backend=arguments.backend,
@@ -145,6 +148,12 @@ def _export(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     print(f"wrote {model}; serve it with: tritonserver --model-repository {model.parent}")
+    opsets = bundle.manifest["artefacts"][arguments.variant].get("opset", {})
+    if arguments.backend == "onnxruntime" and opsets.get("ai.onnx", 0) >= ATTENTION_OPSET:
+        print(
+            "its server needs ONNX Runtime 1.23, which came with Triton 25.10; for an older one "
+            "export the bundle with --attention matmul"
+        )
 
 
 def export_triton(
@@ -172,29 +181,26 @@ def export_triton(
         DeitLTError: one of its kinds; the repository is as it was.
     """
     name = bundle.name if name is None else name
-    if NAME.fullmatch(name) is None:
-        raise UsageError(
-            f"{name!r} is no name for a Triton model (letters, digits, _ - .); pass --name"
-        )
+    check_names(name, bundle.classes)
     # Triton takes folders named by a number without leading zeros, kept in 64 bits, for versions.
     if model_version is not None and not 1 <= model_version < 2**63:
         raise UsageError(f"model version is {model_version}; it must be at least 1")
     artefact = bundle.artefact(variant)
-    labels = _labels(bundle)
     contract = _contract(bundle, artefact, options.backend)
     model = repository.resolve() / name
     number = model_version or 1
+    restore_stranded(model)
     if _is_taken(model) and not overwrite:
         if model_version is None:
             raise UsageError(
                 f"{model}: exists already; pass --model-version N to add a version, "
                 "or --overwrite to replace the model"
             )
-        _add_version(model, number, bundle, artefact, labels, contract, options)
+        _add_version(model, number, bundle, artefact, contract, options)
         return model
     with new_folder(model, overwrite=overwrite) as folder:
         write_text(folder / CONFIG, config_text(name, contract, options, {number: bundle.version}))
-        write_text(folder / LABELS, labels)
+        write_text(folder / LABELS, bundle.class_lines)
         (folder / WARMUP_FOLDER).mkdir()
         (folder / WARMUP_FOLDER / WARMUP_FILE).write_bytes(_golden_image(bundle, contract.image))
         (folder / str(number)).mkdir()
@@ -207,7 +213,6 @@ def _add_version(
     number: int,
     bundle: Bundle,
     artefact: Artefact,
-    labels: str,
     contract: Contract,
     options: ServerOptions,
 ) -> None:
@@ -217,7 +222,8 @@ def _add_version(
             f"{model}: has a version {number} already; take another number, "
             "or pass --overwrite to replace the model"
         )
-    if not (model / LABELS).is_file() or (model / LABELS).read_bytes() != labels.encode():
+    labels = bundle.class_lines.encode()
+    if not (model / LABELS).is_file() or (model / LABELS).read_bytes() != labels:
         raise UsageError(f"{model / LABELS}: other classes than the bundle's; pass another --name")
     old = (model / CONFIG).read_bytes().decode(errors="replace")
     versions = bundle_versions_in(old)
@@ -259,9 +265,12 @@ def _is_taken(model: Path) -> bool:
     repository = model.parent
     if repository.exists() and not repository.is_dir():
         raise UsageError(f"{repository}: is a file; name a folder for the models")
-    for file, what in ((CONFIG, "Triton model"), (MANIFEST, "bundle")):
-        if (repository / file).exists():
-            raise UsageError(f"{repository}: is a {what}; name the folder that is to hold models")
+    if (repository / CONFIG).exists():
+        raise UsageError(f"{repository}: is a Triton model; name the folder that is to hold models")
+    for folder in (repository, *repository.parents):
+        if (folder / MANIFEST).exists():  # which nothing would open any more
+            where = "is a bundle" if folder == repository else f"is inside the bundle {folder}"
+            raise UsageError(f"{repository}: {where}; name the folder that is to hold models")
     if not model.exists():
         return False
     if (model / CONFIG).is_file():
@@ -322,15 +331,6 @@ def _signature(graph: Path, pixels: Tensor) -> tuple[Tensor, dict[str, str]]:
             f"{list(normalised.dims)} to {', '.join(OUTPUTS)}; export the bundle again"
         )
     return image, outputs
-
-
-def _labels(bundle: Bundle) -> str:
-    for index, name in enumerate(bundle.classes):
-        if len(name.splitlines()) > 1 or name != name.strip("\r\n"):
-            raise DataError(
-                f"class {index} has a line break in its name {name!r}; Triton takes none"
-            )
-    return bundle.class_lines
 
 
 def _golden_image(bundle: Bundle, image: Tensor) -> bytes:

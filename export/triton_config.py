@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from deitlt.errors import UsageError
+from deitlt.errors import DataError, UsageError
 
 Backend = Literal["onnxruntime", "python"]
 Device = Literal["cpu", "gpu"]
@@ -24,6 +24,7 @@ GPU_QUEUE_DELAY_US = 2000
 # Batches below this size leave a GPU idle; sizes from here on are preferred.
 SMALLEST_PREFERRED = 8
 
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _VERSION_LINE = re.compile(
     r'^parameters .*key: "bundle_version_(\d+)".*string_value: "(\w+)".*\n', re.M
 )
@@ -95,6 +96,24 @@ class Contract:
 
 # The second input of the Python backend: the bytes of an image file.
 ENCODED = Tensor("encoded", "TYPE_STRING", (1,))
+
+
+def check_names(model: str, classes: list[str]) -> None:
+    """Refuse names that Triton cannot take.
+
+    Raises:
+        UsageError: the model's.
+        DataError: a class's.
+    """
+    if _NAME.fullmatch(model) is None:
+        raise UsageError(
+            f"{model!r} is no name for a Triton model (letters, digits, _ - .); pass --name"
+        )
+    for index, name in enumerate(classes):
+        if len(name.splitlines()) > 1 or name != name.strip("\r\n"):
+            raise DataError(
+                f"class {index} has a line break in its name {name!r}; Triton takes none"
+            )
 
 
 def config_text(

@@ -75,9 +75,21 @@ def spread(length: int, count: int) -> IntArray:
 
 
 def _by_turns(labels: IntArray) -> IntArray:
-    """Indices that take one image of every class, then a second one of every class, and so on."""
+    """Indices that take one image of every class, then a second one of every class, and so on.
+
+    A turn that is cut short has classes from all over the order, not the first ones, which may be
+    the most frequent.
+    """
+    classes = np.unique(labels)
     turn = np.zeros(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
+    place = np.zeros(len(labels), dtype=np.int64)
+    for rank, label in enumerate(classes):
         members = np.flatnonzero(labels == label)
         turn[members] = np.arange(len(members))
-    return np.argsort(turn, kind="stable")
+        place[members] = _reversed_bits(rank, (len(classes) - 1).bit_length())
+    return np.lexsort((place, turn))
+
+
+def _reversed_bits(number: int, length: int) -> int:
+    """The first of any number of them lie evenly (van der Corput)."""
+    return int(f"{number:0{length}b}"[::-1], 2)

@@ -172,6 +172,23 @@ def test_a_graph_that_differs_in_small_batches_is_refused(
         check_batch_sizes("model.onnx", Changed(expected, 0.1, batch_size), pixels, expected)
 
 
+class Swapped(PlainStudent):
+    """A runtime that takes the experts' features for one another."""
+
+    def run(self, pixels: Pixels) -> Outputs:
+        right = super().run(pixels)
+        cls, dist = right.cls_features, right.distillation_features
+        return right._replace(cls_features=dist, distillation_features=cls)
+
+
+def test_features_are_compared_too(
+    model: DeiTLT, card: Card, pixels: Pixels, expected: Outputs
+) -> None:
+    check_batch_sizes("model.onnx", PlainStudent(model, card), pixels[:6], expected.rows(0, 6))
+    with pytest.raises(BundleError, match=r"model\.onnx, 1 at a time, differs"):
+        check_batch_sizes("model.onnx", Swapped(model, card), pixels[:6], expected.rows(0, 6))
+
+
 def test_another_top1_is_refused_however_close_the_logits() -> None:
     tie = np.array([[1.0, 1.0 + 1e-6]], dtype=np.float32)
     parity = compare(Outputs(tie[:, ::-1]), Outputs(tie))

@@ -147,6 +147,10 @@ def test_data_that_is_empty_or_damaged(
         (["--variants", "fp16", "--max-loss", "0"], "above 0 and at most 100"),
         (["--variants", "int8", "--calibration", "nowhere"], "nowhere"),
         (["--attention", "sdpa"], "invalid choice: 'sdpa'"),
+        (
+            ["--variants", "triton", "--name", "my model"],
+            "'my model' is no name for a Triton model",
+        ),
     ],
 )
 def test_wrong_options(refusal: Refusal, options: list[str], text: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deitlt.bundle import open_bundle, write_bundle
+from deitlt.files import new_folder
 from tests.test_architecture import ROOT
 from tests.test_bundle import copy_of
 
@@ -51,8 +52,10 @@ PLACES = [
 ]
 
 
-def killed_at(place: str, run: Path, output: Path, data: Path, *options: str) -> None:
-    """Export, and kill -9 it where it says it is."""
+def killed_at(
+    place: str, run: Path, output: Path, data: Path, *options: str, by: int = signal.SIGKILL
+) -> tuple[int, str]:
+    """Export, and kill it where it says it is; its exit status, and what it said of that."""
     where = ["--output", str(output), "--data", str(data), "--max-images", "20", *options]
     process = subprocess.Popen(
         [sys.executable, "-c", STOPPED, place, str(run), *where],
@@ -66,9 +69,9 @@ def killed_at(place: str, run: Path, output: Path, data: Path, *options: str) ->
         assert process.stderr is not None
         assert process.stdout.readline() == "here\n", process.stderr.read()
     finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+        os.kill(process.pid, by)
+        _, said = process.communicate()
+    return process.returncode, said
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -76,8 +79,18 @@ def test_a_killed_export_leaves_no_bundle(
     place: str, fitted_run: Path, digits: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "bundle"
-    killed_at(place, fitted_run, output, digits)
+    status, _ = killed_at(place, fitted_run, output, digits)
+    assert status == -signal.SIGKILL
     assert not output.exists()
+
+
+@pytest.mark.parametrize("place", PLACES[1:3])
+def test_a_stopped_export_says_so_and_leaves_nothing(
+    place: str, fitted_run: Path, digits: Path, tmp_path: Path
+) -> None:
+    stopped = killed_at(place, fitted_run, tmp_path / "bundle", digits, by=signal.SIGTERM)
+    assert stopped == (143, "export: interrupted; nothing was written\n")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -110,3 +123,16 @@ def test_the_next_export_works(tmp_path: Path, bundle_path: Path) -> None:
     written = write_bundle(target, copy_of(bundle_path), overwrite=True)
     assert open_bundle(target) == written
     assert not target.with_name(".bundle.old").exists()
+
+
+def test_a_link_to_a_bundle_may_be_replaced_again_and_again(
+    tmp_path: Path, bundle_path: Path
+) -> None:
+    link = tmp_path / "linked"
+    link.symlink_to(bundle_path)
+    for _ in range(2):
+        with new_folder(link, overwrite=True) as folder:
+            (folder / "new").touch()
+        assert [file.name for file in link.iterdir()] == ["new"]
+    assert (bundle_path / "model.onnx").is_file()
+    assert not link.with_name(".linked.old").is_symlink()

@@ -1,5 +1,6 @@
 """Importing published checkpoints: what comes in whole, and what is refused in one line."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from timm.layers import DropPath
 
 from deitlt import load
+from deitlt.bundle import MANIFEST
 from deitlt.preprocess import PreprocessSpec, load_pixels, normalise
 from deitlt.student import StudentConfig, average_logits, load_student
 from deitlt.weights import load_weights
@@ -300,6 +302,11 @@ def test_a_run_is_only_replaced_on_request_and_other_files_never(
     (run / "results.csv").write_text("of the former run")
     assert main([*arguments, str(run), "--overwrite"]) == 0
     assert [file.name for file in run.iterdir()] == ["student.safetensors"]
+    bundle = tmp_path / "bundle"
+    shutil.copytree(run, bundle)
+    (bundle / MANIFEST).touch()
+    assert main([*arguments, str(bundle), "--overwrite"]) == 2
+    assert "is a bundle; name a folder for the run" in capsys.readouterr().err
     assert main([*arguments, str(data), "--overwrite"]) == 2
     assert main([*arguments, str(file), "--overwrite"]) == 2
     err = capsys.readouterr().err

@@ -160,8 +160,7 @@ def test_refusals_are_one_line(bundle_path: Path, tmp_path: Path, capsys: Capsys
     models = tmp_path / "models"
     assert main([str(bundle_path), str(models)]) == 0
     capsys.readouterr()
-    (models / "notes").mkdir()
-    (models / "notes" / "a.txt").touch()
+    (models / "notes" / "mine").mkdir(parents=True)
     before = support.tree(models)
     for options, reason in (
         ("", "--overwrite"),
@@ -178,8 +177,9 @@ def test_refusals_are_one_line(bundle_path: Path, tmp_path: Path, capsys: Capsys
         assert re.search(reason, refusal(capsys, bundle_path, models, *options.split()))
     assert "not a bundle" in refusal(capsys, models, models, "--name", "new")
     assert "is a Triton model" in refusal(capsys, bundle_path, models / "digits")
-    assert "is a bundle" in refusal(capsys, bundle_path, bundle_path)
-    assert "is a file" in refusal(capsys, bundle_path, bundle_path / "model.onnx")
+    places = {"": "is a bundle", "a/b": "is inside the bundle", "model.onnx": "is a file"}
+    for place, what in places.items():
+        assert what in refusal(capsys, bundle_path, bundle_path / place)
     (bundle_path / "model.onnx").write_bytes(b"changed")
     assert "changed since it was written" in refusal(capsys, bundle_path, models, "--name", "new")
     with pytest.raises(SystemExit, match="2"):

@@ -153,6 +153,7 @@ def open_session(opening: Opening, options: Any = None) -> Any:
         options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = opening.threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
     if opening.provider != CPU_PROVIDER:
         load_cuda(onnxruntime)  # from NVIDIA's wheels, where torch has not loaded it
