@@ -107,12 +107,12 @@ class Classifier:
             UsageError: `images` is one image instead of many.
         """
         from deitlt.batch.pipeline import predict_iter  # which imports this module
-        from deitlt.batch.places import Held
+        from deitlt.batch.places import held
 
         if isinstance(images, (bytes, str, Path, Image.Image)):
             raise UsageError("predict_iter takes many images; for one pass [image]")
         results = predict_iter(
-            self, map(Held, images), options, num_workers=num_workers, batch_size=batch_size
+            self, map(held, images), options, num_workers=num_workers, batch_size=batch_size
         )
         return (result for _, result in results)
 

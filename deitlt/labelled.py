@@ -139,13 +139,20 @@ def inspect_labelled(source: str | Path, classes: list[str] | None = None) -> In
     return Inspection(listing.layout, splits, faults, listing.notes)
 
 
-def image_files(folder: Path) -> Iterator[Path]:
-    """Image files under a folder, by suffix, in sorted order; hidden entries are left out."""
+def image_files(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Image files under a folder, by suffix, in sorted order; hidden entries are left out.
+
+    Links are followed, but not back into `above`, the folders it lies in by device and number.
+    """
+    status = folder.stat()
+    this = (status.st_dev, status.st_ino)
+    if this in above:
+        return
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from image_files(entry)
+            yield from image_files(entry, above | {this})
         elif entry.suffix.lower() in SUFFIXES:
             yield entry
 

@@ -83,7 +83,8 @@ def wilson_interval(share: float, trials: float) -> Interval:
     centre = share + z2 / (2 * trials)
     margin = Z_95 * sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
     scale = 1 + z2 / trials
-    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
+    # At shares of 0 and 1 the ends are these, but for rounding.
+    return min(share, (centre - margin) / scale), max(share, (centre + margin) / scale)
 
 
 def mean_recall(hits: NDArray[np.int64], totals: NDArray[np.int64]) -> Accuracy:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from deitlt.errors import DecodeFailed, ImageError, ImageTooLarge, OpenFailed, UnsupportedImage
+from deitlt.errors import DecodeFailed, ImageError, ImageTooLarge, UnsupportedImage
+from deitlt.image_files import MAX_BYTES, read_image_file
 from deitlt.image_limits import check_parts
 
 Pixels = NDArray[np.uint8]
@@ -101,7 +102,7 @@ def decode(
     source: bytes | str | Path,
     *,
     max_pixels: int = MAX_PIXELS,
-    max_bytes: int | None = None,
+    max_bytes: int = MAX_BYTES,
     min_side: int | None = None,
 ) -> Image.Image:
     """The image as 8-bit RGB, upright.
@@ -113,18 +114,18 @@ def decode(
     Args:
         source: encoded bytes, or the path of a file.
         max_pixels: largest width times height; Pillow itself refuses more than 178 million.
-        max_bytes: largest encoded size; no limit by default.
+        max_bytes: largest encoded size.
         min_side: a JPEG may come at a half, a quarter or an eighth of its size, as long as both
             sides keep so many pixels; by default it comes whole.
 
     Raises:
-        OpenFailed: the file cannot be read.
+        OpenFailed: the file cannot be read, or is a pipe or device.
         UnsupportedImage: not one of `FORMATS`.
         DecodeFailed: damaged, or a pixel type without a meaning as a picture (float).
         ImageTooLarge: over `max_pixels`, `max_bytes` or a limit of `deitlt.image_limits`.
     """
-    data = source if isinstance(source, bytes) else _read(source, max_bytes)
-    if max_bytes is not None and len(data) > max_bytes:
+    data = source if isinstance(source, bytes) else read_image_file(source, max_bytes)
+    if len(data) > max_bytes:
         raise ImageTooLarge(f"the image has more than {max_bytes} bytes, the most accepted")
     if not data:
         raise DecodeFailed("the image is empty (0 bytes)")
@@ -192,7 +193,7 @@ def load_pixels(
     spec: PreprocessSpec,
     *,
     max_pixels: int = MAX_PIXELS,
-    max_bytes: int | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Pixels:
     """`decode` then `resize_crop`; raises what `decode` raises."""
     image = decode(source, max_pixels=max_pixels, max_bytes=max_bytes, min_side=spec.min_side)
@@ -203,6 +204,7 @@ def image_pixels(image: ImageLike, spec: PreprocessSpec, *, max_pixels: int = MA
     """The model's input `(img_size, img_size, 3)` from any kind of image; raises `ImageError`."""
     if isinstance(image, Image.Image):
         return resize_crop(to_rgb(image, max_pixels=max_pixels), spec)
+    check_kind(image)
     if not isinstance(image, np.ndarray):
         return load_pixels(image, spec, max_pixels=max_pixels)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -212,6 +214,14 @@ def image_pixels(image: ImageLike, spec: PreprocessSpec, *, max_pixels: int = MA
     if image.size == 0:
         raise DecodeFailed(f"the array has no pixels, its shape is {image.shape}")
     return resize_crop(Image.fromarray(image), spec)
+
+
+def check_kind(image: object) -> None:
+    """Refuse what is no image of any kind; raises `UnsupportedImage`."""
+    if not isinstance(image, bytes | str | Path | Image.Image | np.ndarray):
+        raise UnsupportedImage(
+            f"not an image but {type(image).__name__}; give bytes, a path, a PIL image or an array"
+        )
 
 
 def load_batches(paths: Sequence[Path], spec: PreprocessSpec, batch_size: int) -> Iterator[Pixels]:
@@ -244,14 +254,6 @@ def normalise(pixels: Pixels, spec: PreprocessSpec) -> NDArray[np.float32]:
     mean, std = (np.array(channel, dtype=np.float32) for channel in (spec.mean, spec.std))
     standard = (scaled - mean) / std
     return np.ascontiguousarray(standard.transpose(0, 3, 1, 2), dtype=np.float32)
-
-
-def _read(path: str | Path, max_bytes: int | None) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read() if max_bytes is None else file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
-        raise OpenFailed(f"{path}: cannot be read ({_reason(error)})") from error
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

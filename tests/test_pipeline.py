@@ -1,5 +1,6 @@
 """The batch pipeline: in order, the service's numbers, bounded, and no process left behind."""
 
+import io
 import os
 import signal
 import subprocess
@@ -8,8 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import count, cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from deitlt.batch.pipeline import FEW_SOURCES, predict_iter
 from deitlt.classifier import Classifier
@@ -185,6 +188,20 @@ def test_wrong_numbers_are_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(UsageError, match="at least"):
         predict_iter(classifier, [], **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("many", [6, FEW_SOURCES + 6])  # in this process, and in others
+def test_what_is_no_image_fails_alone(
+    many: int, tmp_path: Path, png: Png, classifier: Classifier
+) -> None:
+    (tmp_path / "cut.png").write_bytes(png(0)[:-40])
+    images: list[Any] = [png(0)] * many
+    images[1:4] = Image.open(tmp_path / "cut.png"), None, io.BytesIO(png(0))
+    large = Image.new("1", (9000, 9000))
+    results = list(classifier.predict_iter([*images, large], num_workers=2))
+    wrong = {n: r.code for n, r in enumerate(results) if isinstance(r, ImageError)}
+    unsupported = {2: "unsupported_image", 3: "unsupported_image"}
+    assert wrong == {1: "decode_failed", **unsupported, many: "too_large"}
 
 
 def test_nothing_gives_nothing(classifier: Classifier) -> None:

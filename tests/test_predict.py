@@ -1,5 +1,6 @@
 """`deitlt predict`: every input keeps its rows in order, and wrong use is one line and status 2."""
 
+import json
 import os
 import pty
 import subprocess
@@ -184,6 +185,7 @@ def test_a_corrupt_image_keeps_its_row(
         (["photos", "--output", "file.csv"], "file.csv.partial: is in the way"),
         (["photos", "--output", "new.csv", "--log", "log.txt"], "must be a .json file"),
         (["photos", "--output", "new.csv", "--log", "missing/log.json"], "no such folder"),
+        (["photos", "--output", "new.csv", "--log", "photos.json"], "is a folder; name a file"),
         (["photos", "--output", "new.csv", "--output-type", "odds"], "--output-type"),
         (["photos", "--output", "new.csv", "--embeddings"], "--embeddings needs a .parquet"),
         (["photos", "--output", "new.csv", "-b", "0"], "batch size 0"),
@@ -217,6 +219,7 @@ def test_wrong_use_is_one_line(
 ) -> None:
     monkeypatch.chdir(photos.parent)
     Path("nothing").mkdir()
+    Path("photos.json").mkdir()
     Path("old.csv").write_text("former rows")
     Path("file.csv.partial").touch()
     assert run(*arguments) == 2
@@ -263,6 +266,11 @@ def test_a_name_that_is_no_unicode_comes_back_byte_for_byte(tmp_path: Path, png:
     (tmp_path / "in" / os.fsdecode(b"caf\xe9.png")).write_bytes(png(0))
     assert run(tmp_path / "in", "--output", tmp_path / "o.csv") == 0
     assert (tmp_path / "o.csv").read_bytes().splitlines()[1].startswith(b"caf\xe9.png,1,")
+    odd = (tmp_path / "in").rename(tmp_path / os.fsdecode(b"d\xe9p\xf4t"))
+    log = odd.with_suffix(".json")
+    assert run(odd, "--output", tmp_path / "p.csv", "--log", log) == 0
+    assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "o.csv").read_bytes()
+    assert str(odd) in json.loads(log.read_bytes())["command"]
 
 
 def test_predict_iter_takes_what_predict_takes_one_by_one(

@@ -224,6 +224,8 @@ def test_a_signal_is_one_line_and_the_same_command_goes_on(
     assert errors.count("\n") == 1
     assert not output.exists()
     assert json.loads(log.read_text())["status"] == "interrupted"
+    assert main([*words, "--topk", "2"]) == 2
+    assert json.loads(log.read_text())["status"] == "interrupted"  # a refused command has no log
     assert main(words) == 0
     assert names(output) == NAMES
     record = json.loads(log.read_text())

@@ -15,7 +15,8 @@ import pytest
 from deitlt.batch.sources import count_sources, find_sources
 from deitlt.classifier import Classifier
 from deitlt.errors import DataError, OpenFailed, UsageError
-from deitlt.preprocess import ImageLike
+from deitlt.labelled import image_files
+from deitlt.preprocess import ImageLike, PreprocessSpec, load_pixels
 from tests.predict_support import content, error_of, names, predict, read_rows, write_tar
 
 Png = Callable[[int], bytes]
@@ -53,6 +54,7 @@ def test_links_are_followed_but_not_in_circles(tree: Path, tmp_path: Path) -> No
     (tmp_path / "other" / "back").symlink_to(tree / "sub")
     found = names(tree)
     assert found == [*TREE[:4], "sub/ring.png", "sub/z/e.png"]
+    assert [file.relative_to(tree).as_posix() for file in image_files(tree)] == found
     pattern = names(f"{tree}/**/*.png")
     assert pattern == [f"{tree}/{name}" for name in ("b.png", "sub/ring.png", "sub/z/e.png")]
 
@@ -61,6 +63,15 @@ def test_what_is_no_plain_file_is_not_waited_for(tree: Path) -> None:
     os.mkfifo(tree / "pipe.png")
     sources = {source.filename: source for source in find_sources([str(tree)])}
     assert "no plain file" in str(error_of(sources["pipe.png"]))
+    (tree / "sub" / "linked.png").symlink_to(tree / "pipe.png")
+    for path in tree / "pipe.png", tree / "sub" / "linked.png":  # by a glob, a list, a link
+        with pytest.raises(OpenFailed, match="is a pipe or a device"):
+            load_pixels(path, PreprocessSpec(16))
+
+
+def test_an_empty_input_is_no_folder() -> None:
+    with pytest.raises(UsageError, match="an INPUT is empty"):
+        find_sources([""])
 
 
 def test_a_folder_that_cannot_be_listed_has_a_row(
@@ -88,7 +99,7 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path: Path) -
 def test_a_pattern_is_sorted(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [str(tree / name) for name in ("b.png", "sub", "a.PNG")]
     monkeypatch.setattr("deitlt.batch.sources.glob.glob", lambda *_, **__: found)
-    assert names(tree / "*") == [f"{tree}/a.PNG", f"{tree}/b.png"]
+    assert names(tree / "*") == [f"{tree}/{name}" for name in TREE]
 
 
 def test_sources_come_one_by_one(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

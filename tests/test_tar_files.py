@@ -1,11 +1,13 @@
 """Tar archives as inputs of `deitlt predict`: whole, compressed, damaged, with links."""
 
+import gzip
 import io
 import os
 import pickle
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -63,9 +65,12 @@ def test_links_in_a_tar_have_rows_that_say_so(tmp_path: Path) -> None:
 def test_a_large_member_of_a_compressed_tar_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deitlt.batch.tar_files.MAX_HELD_BYTES", 10)
+    monkeypatch.setattr("deitlt.batch.tar_files.MAX_BYTES", 10)
     members = {"small.png": bytes(10), "large.png": bytes(11)}
     small, large = find_sources([str(write_tar(tmp_path / "s.tar.gz", members))])
+    assert content(small) == bytes(10)
+    assert isinstance(error_of(large), ImageTooLarge)
+    small, large = find_sources([str(write_tar(tmp_path / "s.tar", members))])
     assert content(small) == bytes(10)
     assert isinstance(error_of(large), ImageTooLarge)
 
@@ -94,6 +99,33 @@ def test_a_damaged_header_is_not_the_end_of_a_tar(tmp_path: Path) -> None:
     assert content(first) == bytes(512)
     assert "damaged" in str(error_of(rest))
     assert rest.filename == str(shard)
+
+
+def packed(name: str, size: int = 0, pax: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """An archive of one member with a header that may lie."""
+    info = tarfile.TarInfo(name)
+    info.size, info.pax_headers = size, dict(pax)
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        packed("b.png", -512),  # leads back to its own header, again and again
+        packed("b.png", pax={"size": "9" * 26}),
+        packed("b.png", pax={"GNU.sparse.major": "0", "GNU.sparse.map": "a,b"}),
+        packed("b.png", pax={"GNU.sparse.size": "x"}),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_a_header_that_lies_ends_the_archive_alone(lie: bytes, suffix: str, tmp_path: Path) -> None:
+    shard = tmp_path / f"shard{suffix}"
+    data = packed("a.png") + lie + bytes(1024)
+    shard.write_bytes(gzip.compress(data) if suffix == ".tar.gz" else data)
+    (tmp_path / "c.png").touch()
+    first, bad, last = find_sources([str(shard), str(tmp_path / "c.png")])
+    assert (first.filename, last.filename) == (f"{shard}/a.png", f"{tmp_path}/c.png")
+    assert "cannot be read to its end" in str(error_of(bad))
 
 
 def test_a_tar_that_shrinks_is_noticed(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from deitlt.prediction import Prediction
 
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 STATE = "state.json"
+STATE_KEYS = ("run", "overwrite", "num_images", "errors", "names", "mark", "is_complete")
 # Rows are brought to the disk after so long, s, or when so many cells wait in memory.
 SAVE_EVERY_S = 5.0
 MAX_WAITING_CELLS = 1 << 18
@@ -259,6 +260,8 @@ class Output:
         try:
             state: Json = json.loads(file.read_bytes())
             is_lost = state["is_complete"] and not (self._folder / ROWS).exists()
+            for key in STATE_KEYS:
+                state[key]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{file}: damaged; pass --overwrite to start anew") from error
         return None if is_lost and not self._path.exists() else state

@@ -16,7 +16,8 @@ def csv_paths(file: Path) -> Iterator[str]:
         DataError: no column bears one of the names of a path column, or it is not a CSV file.
     """
     stream = file.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
-    reader = csv.reader(stream)
+    # Strict: else a quote that is not closed makes one cell of all lines behind it.
+    reader = csv.reader(stream, skipinitialspace=True, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:

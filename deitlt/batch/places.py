@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from PIL import Image
+
 from deitlt.errors import ImageError, OpenFailed
-from deitlt.preprocess import ImageLike
+from deitlt.preprocess import ImageLike, check_kind, to_rgb
 
 
 class Place(Protocol):
@@ -24,6 +27,17 @@ class Held:
     def read(self) -> ImageLike:
         """The image."""
         return self.image
+
+
+def held(image: ImageLike) -> Place:
+    """An image in memory as another process takes it: decoded, or with what is wrong with it."""
+    try:
+        check_kind(image)
+        if isinstance(image, Image.Image):  # it may be a file still, of any size
+            return Held(np.asarray(to_rgb(image)))
+    except ImageError as error:
+        return Unreadable(str(error), type(error))
+    return Held(image)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ class RemoteFile:
             data: bytes = system.cat_file(path, start=self.start, end=self.end)
         except Exception as error:  # every file system raises errors of its own
             raise OpenFailed(f"{self.url}: cannot be read ({_reason(error)})") from error
+        if self.start is not None and self.end is not None and len(data) > self.end - self.start:
+            data = data[self.start : self.end]  # the server knows of no ranges and sent it whole
         if self.start is not None and self.end is not None and len(data) != self.end - self.start:
             raise OpenFailed(f"{self.url}: ends in the middle of the image")
         return data
@@ -47,6 +49,8 @@ def remote_images(url: str) -> Iterator[tuple[str, Place]]:
     Raises:
         UsageError: there is nothing, fsspec is missing, or the URL's kind needs another package.
     """
+    if "::" in url:
+        raise UsageError(f"{url}: chained URLs are not read; unpack it, or name the tar itself")
     try:
         system, path = _open(url)
         found = _listed(system, path)

@@ -80,6 +80,8 @@ def count_sources(inputs: Sequence[str], lists: Sequence[str] = ()) -> int | Non
 
 def _input(item: str, *, alone: bool) -> Iterator[Source]:
     path = Path(item)
+    if not item:
+        raise UsageError("an INPUT is empty; is a variable of the shell not set?")
     if item == STDIN:
         return _listed(item)
     if is_url(item):
@@ -91,9 +93,16 @@ def _input(item: str, *, alone: bool) -> Iterator[Source]:
             return _listed(item)
         return _file_sources(path)
     if matches := sorted(_matches(item)):
-        files = (Path(match) for match in matches)
-        return chain.from_iterable(_file_sources(file) for file in files if not file.is_dir())
+        # `**` has matched what lies in a folder, too.
+        wanted = (path for path in map(Path, matches) if "**" not in item or not path.is_dir())
+        return chain.from_iterable(_matched(path) for path in wanted)
     raise UsageError(f"{item}: there is no such file, folder or match")
+
+
+def _matched(path: Path) -> Iterator[Source]:
+    if path.is_dir():
+        return _folder_sources(path, f"{path.as_posix()}/")
+    return _file_sources(path)
 
 
 def _file_sources(path: Path) -> Iterator[Source]:
@@ -107,6 +116,8 @@ def _file_sources(path: Path) -> Iterator[Source]:
 def _listed(item: str) -> Iterator[Source]:
     """The sources of a list; each line or cell is a file or a URL."""
     if item == STDIN:
+        if sys.stdin is None:
+            raise UsageError("-: standard input is closed")
         return (_listed_source(text, Path()) for text in line_paths(sys.stdin.buffer))
     file = Path(item)
     if not file.exists():

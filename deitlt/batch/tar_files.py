@@ -10,12 +10,17 @@ from typing import IO
 
 from deitlt.batch.places import Held, Place, Unreadable
 from deitlt.errors import ImageTooLarge, OpenFailed
+from deitlt.image_files import MAX_BYTES
 from deitlt.preprocess import SUFFIXES
 
 PLAIN = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # A member of a compressed archive is held in memory until it is decoded; none larger than this is.
-MAX_HELD_BYTES = 1 << 28
+# What `tarfile` and what unpacks raise where headers or data mean nothing.
+DAMAGED = (
+    *(tarfile.TarError, OSError, EOFError, ValueError, OverflowError),
+    *(zlib.error, lzma.LZMAError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,9 @@ class TarMember:
     end: int
 
     def read(self) -> bytes:
-        """The member's content; raises `OpenFailed`."""
+        """The member's content; raises `OpenFailed`, `ImageTooLarge`."""
+        if self.end - self.start > MAX_BYTES:
+            raise ImageTooLarge(f"{self.archive}: an image of more than {MAX_BYTES} bytes in it")
         try:
             with self.archive.open("rb") as file:
                 file.seek(self.start)
@@ -99,15 +106,22 @@ def tar_members(
         ):
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # or it keeps every header
+                _check_progress(tar, member)
                 if _is_wanted(member):
                     yield member.name, _place(tar, member, place, compressed)
-    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except DAMAGED as error:
         yield "", Unreadable(f"{archive}: cannot be read to its end ({error})")
+
+
+def _check_progress(tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    """Refuse sizes that lead back, so that the same headers would come for ever, or nowhere."""
+    if member.size < 0 or not member.offset < tar.offset < 1 << 60:
+        raise tarfile.ReadError(f"{member.name}: impossible size {member.size}")
 
 
 def _is_wanted(member: tarfile.TarInfo) -> bool:
     path = PurePosixPath(member.name)
-    hidden = any(part.startswith(".") for part in path.parts)
+    hidden = any(part.startswith(".") and part != ".." for part in path.parts)
     return not member.isdir() and not hidden and path.suffix.lower() in SUFFIXES
 
 
@@ -121,8 +135,8 @@ def _place(
         return Unreadable(f"{member.name}: is a link or no file in its archive; pack the file")
     if not compressed and not member.issparse():
         return place(member.offset_data, member.offset_data + member.size)
-    if member.size > MAX_HELD_BYTES:
-        text = f"{member.name}: {member.size} bytes, at most {MAX_HELD_BYTES} are unpacked"
+    if member.size > MAX_BYTES:
+        text = f"{member.name}: {member.size} bytes, at most {MAX_BYTES} are unpacked"
         return Unreadable(text, ImageTooLarge)
     file = tar.extractfile(member)
     assert file is not None, "a regular member has content"

@@ -105,7 +105,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=int,
         default=None,
-        help="images a call of the model; default: 1 on a CPU, found by trying on a GPU",
+        help="images a call of the model; default: as many as suit a core on a CPU, found by "
+        "trying on a GPU",
     )
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster"
@@ -166,21 +167,23 @@ class _Run:
 
     def run(self, sources: Iterator[Source]) -> int:
         """Classify what has no rows yet, and say what came of it; gives the exit status."""
-        status = "failed"
+        status = "refused"
         try:
             with self._output:
+                status = "failed"
                 self._num_before = self._output.summary.num_images
                 if not self._output.is_complete:
                     self._classify(self._output.remaining(sources))
                 self._output.finish()
             status = "finished"
+            print(self._summary(), file=sys.stderr)
         except (KeyboardInterrupt, Terminated):
             status = "interrupted"
             raise
         finally:
-            if self._arguments.log is not None:
+            # The log of a refused command would take the place of the run's own.
+            if self._arguments.log is not None and status != "refused":
                 self._write_log(status)
-        print(self._summary(), file=sys.stderr)
         return SOME_FAILED if self._output.summary.num_failed else OK
 
     def _classify(self, sources: Iterator[Source]) -> None:
@@ -196,7 +199,7 @@ class _Run:
 
     def _progress(self) -> "tqdm[Any]":
         """A bar with images/s and the time left; silent where nobody looks at a terminal."""
-        is_quiet = not sys.stderr.isatty()
+        is_quiet = sys.stderr is None or not sys.stderr.isatty()
         progress = tqdm(initial=self._num_before, unit="image", disable=is_quiet)
         if not is_quiet:
 
@@ -250,6 +253,10 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{log}: the log must be a .json file")
         if not log.parent.is_dir():
             raise UsageError(f"{log.parent}: there is no such folder for the log")
+        if log.is_dir():
+            raise UsageError(f"{log}: is a folder; name a file for the log")
+        if not os.access(log.parent, os.W_OK):
+            raise UsageError(f"{log.parent}: the log cannot be written there")
 
 
 def _fingerprint(
