@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deitlt.batch import ray_engine
 from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.ray_engine import predict_with_ray
 from deitlt.classifier import Classifier
@@ -55,6 +56,32 @@ def test_a_run_on_ray_equals_one_here(
     assert "\n" not in str(caught.value)
     with pytest.raises(RuntimeUnavailable, match="no GPU"):
         predict_with_ray(None, sources, device="cuda")
+
+
+def test_the_driver_holds_no_more_images_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_engine, "TASK_BYTES", 10_000)
+    monkeypatch.setattr(ray_engine, "SET_BYTES", 30_000)
+    tasks: list[tuple[int, int]] = []
+
+    def classify(_: Any, found: list[tuple[int, list[Any]]], *__: Any) -> Iterator[Any]:
+        for first, part in found:
+            tasks.append((first, len(part)))
+            yield from ((source, None) for source in part)
+
+    monkeypatch.setattr(ray_engine, "_classify", classify)
+    taken = 0
+
+    def images() -> Iterator[Given]:
+        nonlocal taken
+        for taken in range(1, 501):
+            yield Given(bytes(1000), str(taken))
+
+    stream = ray_engine._stream(None, images(), {"batch_size": 4}, 2, False, 1)
+    assert next(stream)[0].read() == bytes(1000)
+    assert taken < 50
+    assert len(list(stream)) == 499
+    assert [first for first, _ in tasks] == [1, *(first + size for first, size in tasks[:-1])]
+    assert all((first + size) % 4 == 0 for first, size in tasks[:-1])
 
 
 @pytest.mark.parametrize("wrong", [{"num_workers": 0}, {"batch_size": 0}])

@@ -29,6 +29,8 @@ S = TypeVar("S", bound=Readable)
 TASK = 1024
 # Tasks of one Ray data set: the driver holds no more results than these have.
 TASKS = 1024
+# Bytes of sources, which may hold images (of compressed archives), in a task and in a data set.
+TASK_BYTES, SET_BYTES = 1 << 26, 1 << 28
 GPU_BATCH = 64
 
 
@@ -142,15 +144,29 @@ def _stream(
     size = arguments["batch_size"] or 1
     whole = -(-TASK // size) * size
     while True:
-        tasks, position = list[tuple[int, list[S]]](), first
-        # The first task of a resumed run ends where a batch does.
-        while len(tasks) < TASKS and (part := list(islice(sources, whole - position % size))):
+        tasks, position, held = list[tuple[int, list[S]]](), first, 0
+        while len(tasks) < TASKS and held < SET_BYTES:
+            # The first task of a resumed run ends where a batch does.
+            part, num_bytes = _part(sources, whole - position % size, size)
+            if not part:
+                break
             tasks.append((position, part))
-            position += len(part)
+            position, held = position + len(part), held + num_bytes
         if not tasks:
             return
         yield from _classify(ray, tasks, arguments, min(actors, len(tasks)), on_gpu)
         first = position
+
+
+def _part(sources: Iterator[S], most: int, size: int) -> tuple[list[S], int]:
+    """The next sources, whole batches of `size` behind the first, and their bytes."""
+    part, num_bytes = list[S](), 0
+    for source in islice(sources, most):
+        part.append(source)
+        num_bytes += len(pickle.dumps(source))
+        if num_bytes > TASK_BYTES and (most - len(part)) % size == 0:
+            break
+    return part, num_bytes
 
 
 def _classify(
