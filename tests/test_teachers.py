@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torchvision.models import resnet50
 
 from deitlt.errors import CheckpointError
 from deitlt.preprocess import CIFAR_MEAN, CIFAR_STD, PreprocessSpec
 from deitlt.weights import Card, save_weights
+from training.teachers import labelling
 from training.teachers.labelling import Teacher, load_teacher
 from training.teachers.networks import BasicBlock, CosineClassifier, ResNet32, build_teacher
 
@@ -27,6 +29,13 @@ def card(img_size: int = 32) -> Card:
         recipe={},
         epoch=1,
     )
+
+
+@pytest.mark.parametrize(("size", "side"), [(224, 32), (96, 32), (224, 8), (64, 32), (28, 32)])
+def test_resizing_is_torchs_to_the_last_bit(size: int, side: int) -> None:
+    images = torch.randn(2, 3, size, size)
+    expected = F.interpolate(images, size=(side, side), mode="bicubic", antialias=False)
+    assert torch.equal(labelling._resized(images, side), expected)
 
 
 def test_it_has_the_published_size() -> None:

@@ -17,7 +17,7 @@ from training.config import StudentRecipe
 from training.engine.distributed import World, join_world
 from training.engine.feed import Feed
 from training.engine.loop import Training, Validation
-from training.engine.run_setup import prepare
+from training.engine.run_setup import is_compiled, prepare
 from training.engine.seeding import Stream, seed_global
 from training.recipes import STUDENTS
 from training.scoring import HeadLogits, student_logits
@@ -102,7 +102,7 @@ def train_student(command: StudentCommand, world: World) -> None:
         if teacher is not None and leading:
             measured = measure_teacher(teacher, prepared.splits, recipe.preprocess(), world.device)
             measured.check(command.teacher, allow_weak=command.allow_weak_teacher)
-    compiled = world.device.type == "cuda" if command.compile is None else command.compile
+    compiled = is_compiled(command.compile, world.device)
     learner = StudentLearner(
         recipe, model.to(world.device), teacher, feed, counts, world, compiled=compiled
     )

@@ -64,7 +64,8 @@ def train_teacher(command: TeacherCommand, world: World) -> None:
     )
     with world.leading():
         val_images = prepared.validation_images()
-    learner = TeacherLearner(recipe, method, world, graphed=command.compile is not False)
+    graphed = command.compile is not False and not command.deterministic
+    learner = TeacherLearner(recipe, method, world, graphed=graphed)
     network = method.classifier
 
     def save_selected(epoch: int, head: str, figures: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from training.benchmark.teacher import measure_teacher
 from training.command_line import parse, run_program
 from training.config import StudentRecipe
 from training.engine.distributed import World, pick_device
+from training.engine.run_setup import is_compiled
 from training.recipes.students import cifar
 
 PROGRAM = "training.benchmark"
@@ -218,7 +219,7 @@ def benchmark(command: BenchmarkCommand, command_line: str) -> list[Row]:
 def _measure(command: BenchmarkCommand, scale: Scale, world: World) -> Iterator[list[Row]]:
     """The rows of one part after the other, what takes least time first."""
     workers = command.workers or usable_cores()
-    compiled = world.device.type == "cuda" if command.compile is None else command.compile
+    compiled = is_compiled(command.compile, world.device)
     recipes = [student_recipe(scale, size, command.at_once) for size in scale.sizes]
     matrix = matrix_rate(world.device, scale.matrix_side, 5 * scale.repeats)
     yield [matrix]

@@ -1,8 +1,8 @@
 """The pipeline that ours is compared with: what most training scripts of the kind do.
 
 Image by image through timm's transforms in worker processes, timm's Mixup, half precision with a
-scaled loss, and the model as it is. The official code also waits for the device at every step; this
-one does not, and so is somewhat faster than what it stands for.
+scaled loss, and the model as it is. The official code also waits for the device at every
+micro-batch; this one does not, and so is somewhat faster than what it stands for.
 
 Legend: `B` images of a micro-batch, `S` image side.
 """
@@ -91,7 +91,7 @@ class Conventional:
         groups = param_groups_weight_decay(
             self._model, recipe.weight_decay, no_weight_decay_list=self._model.no_weight_decay()
         )
-        self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+        self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
         self._half = device.type == "cuda"
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._half)
         self._soft_loss = SoftTargetCrossEntropy()

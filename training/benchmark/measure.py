@@ -3,6 +3,7 @@
 Legend: `N` tokens, `D` width, `S` image side, `P` patch side, `C` classes.
 """
 
+import gc
 import resource
 import sys
 import time
@@ -133,6 +134,7 @@ class PeakMemory:
         self.unit = "GiB" if self.of_this_alone else "GiB, all of it"
         self._before = 0
         if self.of_this_alone:
+            gc.collect()  # what was measured before may hold memory in circles
             self._before = torch.cuda.memory_allocated(device)
         self.forget()
 

@@ -1,7 +1,14 @@
 """What both training programs do before the first step."""
 
+import os
+import shutil
+import sys
+import sysconfig
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from deitlt.errors import UsageError
 from deitlt.weights import Card, Kind
@@ -9,7 +16,32 @@ from training.command_line import Command
 from training.config import Recipe
 from training.data import EvaluationImages, Splits, files_sha256, load_splits
 from training.engine.checkpoint import RunFolder
-from training.engine.distributed import World
+from training.engine.distributed import World, speaks
+
+
+def is_compiled(wanted: bool | None, device: torch.device) -> bool:
+    """Whether a student goes through torch.compile; by default on a GPU, if that can be.
+
+    Raises:
+        UsageError: it is wanted on a GPU, and what builds its kernels is not here.
+    """
+    if wanted is False or (wanted is None and device.type != "cuda"):
+        return False
+    missing = _missing_to_compile() if device.type == "cuda" else ""
+    if missing and wanted:
+        raise UsageError(f"--compile True needs {missing}; install it, or leave the option out")
+    if missing and speaks():
+        print(f"warning: not compiled, and so slower: {missing} is not here", file=sys.stderr)
+    return not missing
+
+
+def _missing_to_compile() -> str:
+    """What Triton builds its launchers with and is not here; empty if all is."""
+    if not os.environ.get("CC") and not (shutil.which("gcc") or shutil.which("clang")):
+        return "a C compiler (gcc or clang)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "Python's C header (Python.h; python3-dev)"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class GraphedStep:
 
     def __init__(self) -> None:
         self._eager = 0
+        self._stream: torch.cuda.Stream | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stale = False
         self._inputs: list[Tensor] = []
@@ -33,7 +34,10 @@ class GraphedStep:
         """The output of `step(*inputs)`; shapes must be those of the calls before."""
         if self._eager < WARM_UP:
             self._eager += 1
-            stream = torch.cuda.Stream()
+            # One for all of them: the memory that a stream has had stays its own.
+            if self._stream is None:
+                self._stream = torch.cuda.Stream()
+            stream = self._stream
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 output = step(*inputs)
