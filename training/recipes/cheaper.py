@@ -85,9 +85,10 @@ def cifar_nano() -> StudentRecipe:
 
     Source: ours; `cifar` with some two-hundredth of its arithmetic an image, and with Muon and a
     higher learning rate to get far in 50 epochs. Not the paper's model.
-    Expect: not yet run to its end.
+    Expect: on CIFAR-10 (JPEG q75) at imbalance factor 100, one seed, with a teacher of 50 epochs
+    without SAM: 59.0 (75.7; 52.0; 51.5), CLS 42.2 (81.0; 39.7; 6.7), DIST 51.0 (27.1; 48.9; 77.5).
     Milestones: not known.
-    Hardware: minutes on a GPU (estimated), 40 minutes on two CPU cores with `--bf16 True`.
+    Hardware: minutes on a GPU (estimated), 45 minutes on one CPU core with `--bf16 True`.
     Command: `python -m training.train_student cifar_nano --data cifar10/ --imbalance-factor 100
     --teacher runs/teacher --output runs/student`
     """
