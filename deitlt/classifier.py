@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deitlt.bundle import FEATURES, FLOAT32, ROLLOUTS, Bundle, default_bundle, open_bundle
-from deitlt.errors import ImageError, UsageError
+from deitlt.errors import DeitLTError, ImageError, UsageError
 from deitlt.metrics import softmax
 from deitlt.prediction import Experts, Options, Prediction, Score, Timing
 from deitlt.preprocess import MAX_PIXELS, ImageLike, Pixels, image_pixels
@@ -139,21 +139,29 @@ class Classifier:
         return prediction
 
     def predict_together(
-        self, images: Sequence[ImageLike], options: Sequence[Options], timings: Sequence[Timing]
-    ) -> list[Prediction | Exception]:
+        self,
+        images: Sequence[ImageLike],
+        options: Sequence[Options],
+        timings: Sequence[Timing],
+        begin: Callable[[int], bool] = lambda number: True,
+    ) -> list[Prediction | Exception | None]:
         """What `predict_one` gives for each image or raises, with one call of the model for all.
 
         Args:
             images: as `predict` takes them.
             options: of each.
             timings: of each, filled in.
+            begin: asked before each is decoded; where it says no the outcome is None.
         """
         outcomes: list[Any] = []
-        for image, timing in zip(images, timings, strict=True):
+        for number, (image, timing) in enumerate(zip(images, timings, strict=True)):
+            if not begin(number):
+                outcomes.append(None)
+                continue
             start = time.perf_counter()
             outcomes.append(_attempt(partial(self.load_pixels, image)))
             timing.decode_s = time.perf_counter() - start
-        good = [i for i, pixels in enumerate(outcomes) if not isinstance(pixels, Exception)]
+        good = [i for i, pixels in enumerate(outcomes) if isinstance(pixels, np.ndarray)]
         start = time.perf_counter()
         pixels = [outcomes[i] for i in good]
         outputs = _attempt(lambda: self.runtime.run(np.stack(pixels))) if good else None
@@ -162,6 +170,9 @@ class Classifier:
             timings[i].infer_s = infer_s
             if isinstance(outputs, Outputs):
                 answer = partial(self.to_predictions, outputs.rows(row, row + 1), options[i])
+            elif isinstance(outputs, DeitLTError):  # a server that is gone, for them all
+                outcomes[i] = outputs
+                continue
             else:  # too much for the memory, perhaps; what is wrong with one should not hurt others
                 answer = partial(self.predict_pixels, pixels[row][None], options[i])
             found = _attempt(answer)

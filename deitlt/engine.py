@@ -243,17 +243,41 @@ class Engine:
 
     def _work(self) -> None:
         """Do what waits first, together with more of its kind; nothing, if others were faster."""
-        taken, ready = self._take(), list[_Item]()
+        # A task goes at any moment, where who waits for it cancels.
+        work = [(item, task) for item in self._take() if (task := item.task) or self._begin(item)]
+        for (item, _), outcome in zip(work, self._outcomes(work), strict=True):
+            if item.future.running():  # neither cancelled nor late
+                self._finish(item, outcome)
+
+    def _begin(self, item: _Item) -> bool:
+        """Whether anyone still waits for an item whose turn has come."""
+        if not item.future.set_running_or_notify_cancel():
+            return False
         now = time.monotonic()
-        for item in taken:
-            item.timing.wait_s = now - item.taken
-            if item.deadline is None or now <= item.deadline:
-                ready.append(item)
-            else:
-                late = DeadlineExceeded("the image waited in the queue past its deadline")
-                self._finish(item, late)
-        for item, outcome in zip(ready, _outcomes(ready), strict=True):
-            self._finish(item, outcome)
+        item.timing.wait_s = now - item.taken
+        if item.deadline is None or now <= item.deadline:
+            return True
+        self._finish(item, DeadlineExceeded("the image waited in the queue past its deadline"))
+        return False
+
+    def _outcomes(self, work: Sequence[tuple[_Item, Any]]) -> list[Any]:
+        """What each item's task gives or raises; several are of one classifier."""
+        try:
+            if len(work) > 1:
+                return [
+                    *work[0][1].classifier.predict_together(
+                        [task.image for _, task in work],
+                        [task.options for _, task in work],
+                        [item.timing for item, _ in work],
+                        lambda number: self._begin(work[number][0]),
+                    )
+                ]
+            return [task(item.timing) if self._begin(item) else None for item, task in work]
+        except BaseException as error:  # whatever it is, who waits has to have it
+            for item, _ in work:
+                if not (item.future.running() or item.future.done()):
+                    self._begin(item)
+            return [error] * len(work)
 
     def _take(self) -> list[_Item]:
         """What one call of the model can do at once, and no more than this worker's share of it."""
@@ -263,9 +287,7 @@ class Engine:
             while self._waiting and (
                 not taken or (len(taken) < share and _alike(taken[0].task, self._waiting[0].task))
             ):
-                item = self._waiting.popleft()
-                if item.future.set_running_or_notify_cancel():
-                    taken.append(item)
+                taken.append(self._waiting.popleft())
         return taken
 
     def _finish(self, item: _Item, outcome: Any) -> None:
@@ -280,8 +302,9 @@ class Engine:
         if not future.cancelled():
             return
         item.task = None  # its image is let go of at once
-        with self._room, suppress(ValueError):  # it has just been taken out
+        with self._room, suppress(ValueError):  # a worker has it, and will see
             self._waiting.remove(item)
+            future.set_running_or_notify_cancel()  # who waits for several learns it so
         self._free_slot()
 
     def _free_slot(self) -> None:
@@ -298,23 +321,6 @@ def _alike(one: Task[Any] | None, other: Task[Any] | None) -> bool:
         and isinstance(other, Classify)
         and one.classifier is other.classifier
     )
-
-
-def _outcomes(items: Sequence[_Item]) -> list[Any]:
-    """What each item's task gives or raises; several are of one classifier."""
-    alike = [item.task for item in items if isinstance(item.task, Classify)]
-    try:
-        if len(items) > 1:
-            return [
-                *alike[0].classifier.predict_together(
-                    [task.image for task in alike],
-                    [task.options for task in alike],
-                    [item.timing for item in items],
-                )
-            ]
-        return [item.task(item.timing) for item in items if item.task is not None]
-    except BaseException as error:  # whatever it is, who waits has to have it
-        return [error] * len(items)
 
 
 def usable_cores() -> int:

@@ -88,9 +88,16 @@ async def get_server(request: Request) -> Response:
 
 
 async def get_ready(request: Request) -> Response:
-    """Live and ready are one: every model is warm before the first request is taken."""
+    """Live, and ready: warm, which every model is before the first request, and its runtime there.
+
+    Raises:
+        RuntimeUnavailable: a remote runtime does not answer, and it is asked for ready.
+    """
     about = {"name": _find(request)[0].name} if request.path_params else {}
-    return JSONResponse({**about, request.scope["path"].rpartition("/")[2]: True})
+    word = request.scope["path"].rpartition("/")[2]
+    if word == "ready" and not await asyncio.to_thread(backend_of(request).ready):
+        raise errors.RuntimeUnavailable("the runtime of a model does not answer")
+    return JSONResponse({**about, word: True})
 
 
 async def post_index(request: Request) -> Response:
@@ -147,11 +154,12 @@ async def infer(request: Request) -> Response:
     except TimeoutError as error:
         raise errors.DeadlineExceeded(f"there was no answer within {timeout_s:g} s") from error
     backend.metrics.count_images(len(outcomes))
-    for number, (outcome, timing) in enumerate(zip(outcomes, timings, strict=True), start=1):
+    for number, outcome in enumerate(outcomes, start=1):
         if isinstance(outcome, errors.ImageError):
             raise type(outcome)(f"image {number}: {outcome}") from outcome
         if isinstance(outcome, BaseException):
             raise outcome
+    for outcome, timing in zip(outcomes, timings, strict=True):  # which the client really gets
         backend.metrics.count_prediction(model.name, outcome, timing)
     return _answer(request_id, model, outcomes, outputs)
 

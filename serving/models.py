@@ -118,6 +118,9 @@ class Models:
             except (DeitLTError, OSError) as error:
                 logger.error("%s stays in use: %s", model.version, error)
                 continue
+            except Exception:  # of a runtime, in the warm-up; the next version may be sound
+                logger.exception("%s stays in use: the new one does not run", model.version)
+                continue
             self._models = candidates  # one assignment: readers see the old tuple or the new
             replaced.append(new)
             logger.info("%s: version %s replaces %s", new.name, new.version, model.version)

@@ -138,7 +138,7 @@ class Settings:
             timeout_s=_number(environ, "DEITLT_TIMEOUT_S", 30.0, 0.01, float(MAX_TIMEOUT_S)),
             drain_s=_number(environ, "DEITLT_DRAIN_S", 1.0, 0.0, 600.0),
             reload_s=_number(environ, "DEITLT_RELOAD_S", 0.0, 0.0, 86_400.0),
-            api_key=environ.get("DEITLT_API_KEY", ""),
+            api_key=_key(environ),
             cors_origins=tuple(filter(None, origins)),
             access_log=_flag(environ, "DEITLT_ACCESS_LOG"),
             tracing=_flag(environ, "DEITLT_TRACING"),
@@ -149,6 +149,14 @@ def packed_bundles() -> tuple[Path, ...]:
     """The bundles that a Bento carries (`serving.to_bento`); elsewhere the package's digits."""
     packed = sorted((Path(__file__).parent / PACKED).glob(f"*/{MANIFEST}"))
     return tuple(manifest.parent for manifest in packed) or (default_bundle(),)
+
+
+def _key(environ: Mapping[str, str]) -> str:
+    key = environ.get("DEITLT_API_KEY", "")
+    if not (key.isascii() and key.isprintable() and key == key.strip()):
+        # No client could send it: a line break at the end of a secret's file is the usual reason.
+        raise UsageError("DEITLT_API_KEY must be printable ASCII, without blanks at either end")
+    return key
 
 
 def _number(

@@ -19,10 +19,10 @@ from PIL import Image
 from deitlt.bundle import default_bundle
 from deitlt.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from deitlt.student import StudentConfig, build_student
-from deitlt.weights import Card, save_weights
+from deitlt.weights import Card, load_tensors, save_tensors, save_weights
 from tests.export_support import card_of, noise_student, save_student
 from training import analyze, evaluate
-from training.analyze import main
+from training.analyze import AnalyzeCommand, main
 from training.teachers.networks import build_teacher
 
 COUNTS = [40, 30, 20, 15, 10, 8, 6, 4, 3, 2]
@@ -185,6 +185,21 @@ def test_rollouts_of_the_average_are_shares(report: Path) -> None:
     pictures = {row["picture"] for row in table(report / "rollout.csv")}
     # Two of each of the three rarest classes.
     assert sorted(Path(picture).parent.name for picture in pictures) == [*"778899"]
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_the_teacher_is_asked_as_the_student_asked_it(
+    renormalise: bool, runs: Path, tmp_path: Path
+) -> None:
+    tensors, fields = load_tensors(runs / "student" / "student.safetensors")
+    fields["recipe"] = {"name": "x", "renormalise": renormalise}
+    save_tensors(tmp_path / "student.safetensors", tensors, fields)
+    command = AnalyzeCommand(
+        runs=(tmp_path,), data=tmp_path, output=tmp_path, teacher=runs / "teacher"
+    )
+    teacher = analyze._load_teacher(command, torch.device("cpu"))
+    assert teacher is not None
+    assert teacher.renormalise == renormalise
 
 
 def test_the_teacher_answers_for_three_views(report: Path) -> None:

@@ -87,6 +87,13 @@ def test_it_splits_as_training_will(tree: Path) -> None:
     assert report["run"]["val"]["counts"] == splits.val.counts().tolist()
 
 
+@pytest.mark.parametrize("share", ["-1", "nan", "0.9"])
+def test_a_share_that_training_refuses_is_an_error(share: str, tree: Path) -> None:
+    status, report = examine(tree, "--val-fraction", share)
+    assert status == 3
+    assert "outside 0 to 0.5" in report["errors"][0]["text"]
+
+
 def test_the_long_tailed_subset_is_shown_or_its_refusal(tree: Path) -> None:
     status, report = examine(tree, "--imbalance-factor", "2")
     assert status == 3

@@ -1,7 +1,9 @@
 """Workers that take several images at once; nothing here depends on how fast it runs."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from typing import Any
 
 import pytest
 
@@ -20,18 +22,30 @@ class Batched(Gated):
         self.calls: list[int] = []
 
     def predict_together(
-        self, images: Sequence[ImageLike], options: Sequence[Options], timings: Sequence[Timing]
-    ) -> list[Prediction | Exception]:
-        self.calls.append(len(images))
+        self,
+        images: Sequence[ImageLike],
+        options: Sequence[Options],
+        timings: Sequence[Timing],
+        begin: Callable[[int], bool] = lambda number: True,
+    ) -> list[Prediction | Exception | None]:
         if b"crash" in images:
             raise ZeroDivisionError
         assert self.gate.wait(TIMEOUT_S)
         assert len(images) == len(options) == len(timings) > 1
-        bad = DecodeFailed("the image is damaged")
-        return [
-            bad if image == b"bad" else Prediction(str(image), option.top_k, 1.0, "head", None, ())
-            for image, option in zip(images, options, strict=True)
-        ]
+        found: list[Prediction | Exception | None] = []
+        for number, (image, option) in enumerate(zip(images, options, strict=True)):
+            answer = Prediction(str(image), option.top_k, 1.0, "head", None, ())
+            wrong = DecodeFailed("the image is damaged")
+            if not begin(number):
+                found.append(None)
+            else:
+                found.append(wrong if image == b"bad" else answer)
+                self.between(number)
+        self.calls.append(sum(outcome is not None for outcome in found))
+        return found
+
+    def between(self, number: int) -> None:
+        """Something that happens while an image is decoded."""
 
 
 @pytest.fixture
@@ -86,6 +100,42 @@ def test_each_has_its_own_options_and_error(batched: Batched) -> None:
         with pytest.raises(DeadlineExceeded):
             late.result(TIMEOUT_S)
     assert batched.calls == [3]
+
+
+def test_who_leaves_or_is_late_in_the_midst_of_a_batch_is_left_out(
+    batched: Batched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine(batched, num_workers=1, queue_size=4, max_batch=8) as engine:
+        held(batched, engine)
+        soon = time.monotonic() + TIMEOUT_S
+        futures = [engine.submit(str(number), deadline=soon) for number in range(4)]
+
+        def leave_and_wait(number: int) -> None:
+            if number == 0:
+                assert futures[1].cancel()
+                monkeypatch.setattr(engine, "_begin", late_for(futures[2], engine._begin))
+
+        batched.between = leave_and_wait  # type: ignore[method-assign]
+        batched.gate.set()
+        done, _ = wait(futures, TIMEOUT_S)
+        assert len(done) == 4
+        assert [label(futures[number]) for number in (0, 3)] == ["0", "3"]
+        assert futures[1].cancelled()
+        with pytest.raises(DeadlineExceeded):
+            futures[2].result(TIMEOUT_S)
+        assert len(engine.submit_all(["again"] * engine.capacity)) == 5
+    assert batched.calls[0] == 2
+
+
+def late_for(future: Future[Any], begin: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """As `begin`, where the deadline of one item has come."""
+
+    def begin_late(item: Any) -> bool:
+        if item.future is future:
+            item.deadline = 0.0
+        return begin(item)
+
+    return begin_late
 
 
 def test_only_images_of_one_classifier_are_taken_together(batched: Batched) -> None:

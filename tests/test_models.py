@@ -4,6 +4,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -44,7 +45,10 @@ def test_a_new_bundle_takes_over(tmp_path: Path, make_bundle: Callable[..., Path
 
 
 def test_a_damaged_new_bundle_leaves_the_old_one(
-    tmp_path: Path, make_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    make_bundle: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     served = make_bundle(tmp_path / "served", name="a")
     models = Models([served], load_cpu)
@@ -55,6 +59,15 @@ def test_a_damaged_new_bundle_leaves_the_old_one(
     assert models.refresh() == []
     assert models.default is old
     assert "stays in use" in caplog.text
+    # One whose graph does not take what it says, which the runtime notices.
+    replace(served, make_bundle(tmp_path / "other", name="d"))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "serving.models.Models._warm", Mock(side_effect=RuntimeError("a runtime's"))
+        )
+        assert models.refresh() == []
+    assert models.default is old
+    assert "the new one does not run" in caplog.text
     shutil.rmtree(served)
     assert models.refresh() == []
     assert models.default is old

@@ -129,6 +129,20 @@ def test_a_finished_run_resumes_to_itself(data: Path, student: Path, teacher: Pa
     assert (student / "student.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff"])
+def test_a_damaged_recipe_is_one_line(
+    content: bytes, data: Path, student: Path, teacher: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = shutil.copytree(student, tmp_path / "run")
+    (run / "recipe.json").write_bytes(content)
+    arguments = [*STUDENT, *COMMON, "--data", str(data), "--teacher", str(teacher)]
+    capsys.readouterr()
+    assert train_student.main([*arguments, "--output", str(run), "--resume"]) == 2
+    assert "recipe.json: is missing or damaged" in (line := capsys.readouterr().err)
+    assert line.count("\n") == 1
+
+
 def test_no_file_of_a_run_is_a_pickle(student: Path) -> None:
     names = sorted(file.name for file in student.iterdir() if file.is_file())
     assert names == ["recipe.json", "results.csv", "resume.safetensors", "student.safetensors"]

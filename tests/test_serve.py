@@ -70,6 +70,13 @@ def test_a_wrong_setting_is_named(name: str, value: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["abc\n", "schl\u00fcssel", "k\udcff", " a"])
+def test_a_key_that_no_client_can_send_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(UsageError, match=r"^DEITLT_API_KEY must be printable ASCII") as caught:
+        Settings.from_environ({"DEITLT_API_KEY": key})
+    assert str(caught.value).endswith("ASCII, without blanks at either end")
+
+
 SERVICE = "serving.service:LongTailClassifier"
 
 

@@ -222,8 +222,11 @@ def _load_teacher(command: AnalyzeCommand, device: torch.device) -> Teacher | No
     """The teacher on the device, if one was named and it knows the classes of the student."""
     if command.teacher is None:
         return None
-    teacher = load_teacher(command.teacher)
-    if teacher.card.classes != load_run(command.runs[0])[1].classes:
+    card = load_run(command.runs[0])[1]
+    # As the student asked it: some give the teacher images in its own normalisation.
+    renormalise = card.recipe.get("renormalise", False)
+    teacher = load_teacher(command.teacher, card.preprocess if renormalise else None)
+    if teacher.card.classes != card.classes:
         raise CheckpointError(
             f"{command.teacher}: has other classes than the student, or in another order; "
             "name the teacher it was distilled from"

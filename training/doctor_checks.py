@@ -76,6 +76,10 @@ def run_splits(
     pool = found[name]
     run = {"train": pool} | {split: found[split] for split in ("val", "test") if split in found}
     num_classes = len(pool.classes)
+    if not 0 <= val_fraction <= 0.5:
+        text = f"--val-fraction {val_fraction:g} is outside 0 to 0.5"
+        findings.errors.append(Fault("cannot_be_split", text))
+        return run
     try:
         if imbalance_factor is not None:
             pool = pool.subset(

@@ -170,7 +170,11 @@ class RunFolder:
         return Progress(**fields)
 
     def _check_same_recipe(self, wanted: dict[str, Any]) -> None:
-        saved = json.loads((self.path / RECIPE).read_text(encoding="utf-8"))
+        try:
+            saved = json.loads((self.path / RECIPE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            text = "is missing or damaged; put it back, or start anew with --overwrite"
+            raise CheckpointError(f"{self.path / RECIPE}: {text}") from error
         for name in wanted:
             if saved.get(name) != wanted[name]:
                 raise CheckpointError(

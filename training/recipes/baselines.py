@@ -139,7 +139,15 @@ def imagenet_lt_deit3() -> StudentRecipe:
     Command: `torchrun --nproc-per-node 8 -m training.train_student imagenet_lt_deit3 --data
     ImageNet_LT/ --output runs/deit3`
     """
-    return replace(deit3(), name="imagenet_lt_deit3", epochs=1400, drw_epoch=1400, batch_size=2048)
+    return replace(
+        deit3(),
+        name="imagenet_lt_deit3",
+        epochs=1400,
+        drw_epoch=1400,
+        batch_size=2048,
+        checkpoint_epochs=1,
+        val_epochs=10,
+    )
 
 
 def inat18_vit() -> StudentRecipe:
