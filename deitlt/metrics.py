@@ -83,8 +83,9 @@ def wilson_interval(share: float, trials: float) -> Interval:
     centre = share + z2 / (2 * trials)
     margin = Z_95 * sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
     scale = 1 + z2 / trials
-    # At shares of 0 and 1 the ends are these, but for rounding.
-    return min(share, (centre - margin) / scale), max(share, (centre + margin) / scale)
+    low, high = (centre - margin) / scale, (centre + margin) / scale
+    # At shares of 0 and 1 an end is the share itself, but for rounding.
+    return max(0.0, min(share, low)), min(1.0, max(share, high))
 
 
 def mean_recall(hits: NDArray[np.int64], totals: NDArray[np.int64]) -> Accuracy:
