@@ -23,11 +23,17 @@ def student_learning_rate(recipe: StudentRecipe, epoch: float) -> float:
 
 
 def teacher_learning_rate(recipe: TeacherRecipe, epoch: int) -> float:
-    """Linear warm-up over the first epochs, then steps down (LDAM-DRW, PaCo) or a cosine to 0."""
+    """Linear warm-up over the first epochs, then steps down (LDAM-DRW, PaCo) or a cosine to 0.
+
+    The cosine starts in the last epoch of the warm-up (PaCo on the large sets). Deviation: PaCo's
+    CIFAR program warms up for one epoch more, whose rate is 1.1 times the peak.
+    """
     if epoch < recipe.warmup_epochs:
         return recipe.lr * (epoch + 1) / recipe.warmup_epochs
     if recipe.schedule == "cosine":
-        return recipe.lr * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+        start = max(0, recipe.warmup_epochs - 1)
+        share = (epoch - start) / (recipe.epochs - start)
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * share))
     return recipe.lr * recipe.decay_factor ** sum(epoch >= step for step in recipe.decay_epochs)
 
 
