@@ -244,8 +244,17 @@ def test_epochs_of_full_repetition_are_of_whole_micro_batches(
     some = images.subset(np.arange(num_images))
     options = {"sampling": "repeated_full", "batch_size": 2 * micro, "micro_batch_size": micro}
     fed = feed(some, STILL, **options)
+    seen = []
     for epoch in range(3):
-        assert [len(batch.labels) for batch in flat(fed.steps(epoch))] == [micro] * fed.num_micro
+        batches = flat(fed.steps(epoch))
+        assert [len(batch.labels) for batch in batches] == [micro] * fed.num_micro
+        seen += [view for batch in batches for view in batch.views[0]]
+    # An incomplete micro-batch is filled up, not left out.
+    assert {view.numpy().tobytes() for view in seen} == {
+        view.numpy().tobytes()
+        for batch in flat(feed(some, STILL, micro_batch_size=1, batch_size=1).steps(0))
+        for view in batch.views[0]
+    }
 
 
 def test_an_epoch_that_is_cut_below_a_batch_still_has_a_step(images: LabelledImages) -> None:

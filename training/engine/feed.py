@@ -125,6 +125,9 @@ class Feed:
         self.cut = MicroBatches.of(
             self.num_samples, batch_size, micro_batch_size, world.rank, world.size
         )
+        if sampling == "repeated_full" and self.num_samples >= batch_size:
+            # Else the images of an incomplete micro-batch would be missing from the three epochs.
+            self.num_samples = self.cut.filled(self.num_samples)
         decoded = decode_all(images, views[0])
         self._sources: Tensor | None = None
         if decoded is not None and len({pixels.shape for pixels in decoded}) == 1:
@@ -146,10 +149,10 @@ class Feed:
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each step of an epoch, from step `start` on."""
-        orders = [
-            epoch_order(self.sampling, self.images.labels, self.seed, epoch, draw=draw)
-            for draw in range(2 if self.companions else 1)
-        ]
+        labels, draws = self.images.labels, range(2 if self.companions else 1)
+        orders = [epoch_order(self.sampling, labels, self.seed, epoch, draw=n) for n in draws]
+        # Where an epoch was filled up, its first images come once more at its end.
+        orders = [np.resize(order, self.num_samples) for order in orders]
         if self._sources is not None:
             yield from self._steps_on_device(epoch, start, orders, self._sources)
             return

@@ -46,11 +46,11 @@ def epoch_order(
 
 
 def num_samples(sampling: Sampling, num_images: int) -> int:
-    """Samples that every epoch has, whichever they are; an order may be a few longer."""
+    """Samples that every epoch has; of three epochs of `repeated_full` the longest."""
     if sampling == "repeated":
         return num_images // RA_MULTIPLE * RA_MULTIPLE or num_images
     if sampling == "repeated_full":
-        return num_images // REPEATS * REPEATS
+        return -(-num_images // REPEATS) * REPEATS
     return num_images
 
 
@@ -132,6 +132,11 @@ class MicroBatches:
     def num_micro(self, num_images: int) -> int:
         """Micro-batches of an epoch, as many for every process; an incomplete one is left out."""
         return num_images // self.size // self.num_processes * self.num_processes
+
+    def filled(self, num_images: int) -> int:
+        """`num_images`, and as many more as complete the last micro-batch of every process."""
+        together = self.size * self.num_processes
+        return -(-num_images // together) * together
 
     def num_steps(self, num_images: int) -> int:
         """Optimiser steps of an epoch; the last may have fewer micro-batches (official code)."""
