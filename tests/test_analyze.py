@@ -7,6 +7,7 @@ import shutil
 import sys
 from base64 import b64decode
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ import torch
 from PIL import Image
 
 from deitlt.bundle import default_bundle
+from deitlt.labelled import read_labelled
 from deitlt.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from deitlt.student import StudentConfig, build_student
 from deitlt.weights import Card, load_tensors, save_tensors, save_weights
 from tests.export_support import card_of, noise_student, save_student
 from training import analyze, evaluate
+from training.analysis.teacher_views import ask_teacher
 from training.analyze import AnalyzeCommand, main
+from training.recipes import students
+from training.teachers.labelling import load_teacher
 from training.teachers.networks import build_teacher
 
 COUNTS = [40, 30, 20, 15, 10, 8, 6, 4, 3, 2]
@@ -209,6 +214,28 @@ def test_the_teacher_answers_for_three_views(report: Path) -> None:
         "clean": 30, "strong": 30, "strong and mixed": 30
     }  # fmt: skip
     assert all(0 <= float(row["entropy_nats"]) <= np.log(10) + 1e-6 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("fields", "views"),
+    [
+        ({"view": "weak", "mixup": 0.0, "cutmix": 0.0}, ["clean", "weak"]),
+        ({"mixup": 0.0, "cutmix": 0.0}, ["clean", "strong"]),
+        (
+            {"view": "three_augment", "mixup": 0.0},
+            ["clean", "3-Augment", "3-Augment and mixed"],
+        ),
+    ],
+)
+def test_a_teacher_is_asked_what_the_students_recipe_showed_it(
+    runs: Path, data: Path, fields: dict[str, Any], views: list[str]
+) -> None:
+    device = torch.device("cpu")
+    teacher = load_teacher(runs / "teacher", SPEC)
+    recipe = replace(students.digits(), img_size=16, **fields)
+    images = read_labelled(data)["test"].subset(np.arange(4))
+    answers = ask_teacher(teacher, images, SPEC, recipe, device)
+    assert [answer.view for answer in answers] == views
 
 
 def test_a_file_that_cannot_be_read_is_listed(report: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a teacher is asked during distillation: clean images, strong views, mixed ones (figure 3).
+"""What a teacher is asked during distillation: random views, mixed ones (figure 3).
 
 Legend: `N` images, `C` classes, `S` side of the student's input.
 """
@@ -24,8 +24,9 @@ from training.config import StudentRecipe
 from training.teachers.labelling import Teacher
 
 MICRO_BATCH = 64
-CLEAN, STRONG, MIXED = "clean", "strong", "strong and mixed"
-# The paper's, for weights that came without a recipe or a recipe that does not mix.
+CLEAN = "clean"
+VIEW_NAMES = {"strong": "strong", "three_augment": "3-Augment", "weak": "weak"}
+# The paper's, for weights that came without a recipe.
 MIXUP, CUTMIX = 0.8, 1.0
 
 
@@ -36,10 +37,11 @@ def ask_teacher(
     recipe: StudentRecipe | None,
     device: torch.device,
 ) -> list[Sureness]:
-    """The teacher's entropy on the same images seen in three ways.
+    """The teacher's entropy on the same images seen in two or three ways.
 
-    `clean` is the student's evaluation input, `strong` its random training view, and `strong and
-    mixed` that view after mixup or CutMix in micro-batches: the tensors the teacher labels.
+    `clean` is the student's evaluation input, `strong` (`3-Augment`, `weak`: what its recipe has)
+    its random training view, and `strong and mixed` that view after mixup or CutMix in
+    micro-batches, where the recipe mixes: the tensors the teacher labels.
     A teacher with a cosine classifier answers with LDAM's scale; without it, it would be sure of
     nothing.
 
@@ -53,33 +55,40 @@ def ask_teacher(
     Raises:
         DataError: no image can be read.
     """
-    view, mixup, cutmix = _view(spec, recipe)
+    name, view, mixup, cutmix = _view(spec, recipe)
     generator = np.random.default_rng(0)
-    logits: dict[str, list[Tensor]] = {CLEAN: [], STRONG: [], MIXED: []}
-    own, dominant = [], []
-    for clean, strong, positions in _views(images, spec, view, generator, device):
-        mixed, share = mix(strong, generator, mixup, cutmix)
-        for name, batch in zip(logits, (clean, strong, mixed), strict=True):
-            logits[name].append(teacher.logits(batch).float().cpu())
-        labels = images.labels[positions]
-        own.append(labels)
-        dominant.append(labels if share >= 0.5 else labels[::-1])
-    if not own:
+    logits: dict[str, list[Tensor]] = {CLEAN: [], name: []}
+    labels: dict[str, list[NDArray[np.int64]]] = {CLEAN: [], name: []}
+    if mixup or cutmix:
+        mixed_name = f"{name} and mixed"
+        logits[mixed_name], labels[mixed_name] = [], []
+
+    def ask(how: str, batch: Tensor, right: NDArray[np.int64]) -> None:
+        logits[how].append(teacher.logits(batch).float().cpu())
+        labels[how].append(right)
+
+    for clean, seen, positions in _views(images, spec, view, generator, device):
+        own = images.labels[positions]
+        ask(CLEAN, clean, own)
+        ask(name, seen, own)
+        if mixup or cutmix:
+            mixed, share = mix(seen, generator, mixup, cutmix)
+            ask(mixed_name, mixed, own if share >= 0.5 else own[::-1])
+    if not labels[CLEAN]:
         raise DataError(f"none of {len(images)} images can be read")
-    answers = {name: torch.cat(parts).numpy() for name, parts in logits.items()}
-    plain, larger = np.concatenate(own), np.concatenate(dominant)
     return [
-        sureness(name, scores, larger if name == MIXED else plain)
-        for name, scores in answers.items()
+        sureness(how, torch.cat(parts).numpy(), np.concatenate(labels[how]))
+        for how, parts in logits.items()
     ]
 
 
-def _view(spec: PreprocessSpec, recipe: StudentRecipe | None) -> tuple[RandomView, float, float]:
+def _view(
+    spec: PreprocessSpec, recipe: StudentRecipe | None
+) -> tuple[str, RandomView, float, float]:
     if recipe is None:
-        return strong_view(spec.img_size, spec.mean, spec.std), MIXUP, CUTMIX
-    if not recipe.mixup and not recipe.cutmix:
-        return student_view(recipe), MIXUP, CUTMIX
-    return student_view(recipe), recipe.mixup, recipe.cutmix
+        view = strong_view(spec.img_size, spec.mean, spec.std)
+        return VIEW_NAMES["strong"], view, MIXUP, CUTMIX
+    return VIEW_NAMES[recipe.view], student_view(recipe), recipe.mixup, recipe.cutmix
 
 
 def _views(
@@ -89,7 +98,7 @@ def _views(
     generator: np.random.Generator,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor, NDArray[np.int64]]]:
-    """Clean and strong views, `(B, 3, S, S)` each, and the positions of their images."""
+    """Clean and random views, `(B, 3, S, S)` each, and the positions of their images."""
     bar = tqdm(total=len(images), desc="asking the teacher", unit="image", disable=None)
     with bar:
         for pictures, positions in decoded(images.paths, MICRO_BATCH, {}):
@@ -97,6 +106,6 @@ def _views(
             plan = view.draw(generator, len(pictures))
             cut = np.stack([view.crop(p, plan, i) for i, p in enumerate(pictures)])
             crops = torch.from_numpy(cut).permute(0, 3, 1, 2).contiguous().to(device)
-            strong = view.apply_cropped(crops, plan)
-            yield torch.from_numpy(clean).to(device), strong, np.array(positions)
+            seen = view.apply_cropped(crops, plan)
+            yield torch.from_numpy(clean).to(device), seen, np.array(positions)
             bar.update(len(pictures))
