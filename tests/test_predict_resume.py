@@ -1,11 +1,14 @@
 """`deitlt predict` stopped in any way: the old output stays, and the same command goes on."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deitlt.batch.inference import Plan
+from deitlt.batch.pipeline import predict_iter
 from deitlt.bundle import default_bundle
 from deitlt.cli import main
 from tests.predict_support import BreakOff, Ended, breaking_off, predict, read_rows
@@ -69,6 +72,29 @@ def test_a_resumed_run_says_what_was_done_earlier(
     line = capsys.readouterr().err
     assert line.startswith("4 images (3 of them earlier) in ")
     assert "1 failed (decode_failed 1); rows in" in line
+
+
+def test_a_run_that_goes_on_keeps_the_batch_size_it_found(
+    photos: Path, tmp_path: Path, breaks_off: BreakOff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it is found by trying, which may come out otherwise."""
+    found = iter([Plan(2, at_once=1, num_threads=1), Plan(3, at_once=1, num_threads=1)])
+    monkeypatch.setattr("deitlt.commands.predict.choose_plan", lambda *_: next(found))
+    used = []
+
+    def noted(*arguments: Any, batch_size: int, **named: Any) -> Iterator[object]:
+        used.append(batch_size)
+        for number, item in enumerate(predict_iter(*arguments, batch_size=batch_size, **named)):
+            if len(used) == 1 and number == 3:
+                raise Ended
+            yield item
+
+    breaks_off(99)  # its classifier is what is wanted
+    monkeypatch.setattr("deitlt.commands.predict.predict_iter", noted)
+    with pytest.raises(Ended):
+        predict(photos, "--output", tmp_path / "rows.csv")
+    assert predict(photos, "--output", tmp_path / "rows.csv") == 0
+    assert used == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ from deitlt.prediction import Prediction
 
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 STATE = "state.json"
-STATE_KEYS = ("run", "overwrite", "num_images", "errors", "names", "mark", "is_complete")
+STATE_KEYS = (
+    *("run", "overwrite", "batch_size", "num_images", "errors", "names", "mark", "is_complete"),
+)
 # Rows are brought to the disk after so long, s, or when so many cells wait in memory.
 SAVE_EVERY_S = 5.0
 MAX_WAITING_CELLS = 1 << 18
@@ -93,7 +95,15 @@ def partial_folder(output: Path) -> Path:
 
 
 class Output:
-    """The rows of one run; a context manager, which keeps what is done if it is left early."""
+    """The rows of one run; a context manager, which keeps what is done if it is left early.
+
+    Attributes:
+        summary: what has been done.
+        is_complete: there are no more rows to come.
+        fingerprint: of this run, as it stands in the state.
+        batch_size: images of a call of the model, for who continues the run to make the same ones;
+            whoever runs it sets it, None until then.
+    """
 
     def __init__(
         self,
@@ -115,6 +125,7 @@ class Output:
         """
         self.summary = Summary()
         self.is_complete = False
+        self.batch_size: int | None = None
         self._path = path
         self._layout = layout
         self._model_version = model_version
@@ -244,6 +255,7 @@ class Output:
         state = {
             "run": self.fingerprint,
             "overwrite": self._overwrite,
+            "batch_size": self.batch_size,
             "num_images": self.summary.num_images,
             "errors": self.summary.errors,
             "names": self._names,
@@ -278,7 +290,7 @@ class Output:
                 f"{self._folder}: holds rows of another run ({changed}); repeat that command to go "
                 "on with it, or pass --overwrite to start anew"
             )
-        self._overwrite = state["overwrite"]
+        self._overwrite, self.batch_size = state["overwrite"], state["batch_size"]
         self.summary = Summary(state["num_images"], Counter(state["errors"]))
         self._names, self._mark = state["names"], state["mark"]
         self.is_complete = state["is_complete"]

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
@@ -14,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from deitlt.batch.inference import choose_plan
 from deitlt.batch.output import Output, check_output
 from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.ray_engine import predict_with_ray
@@ -29,7 +31,23 @@ from deitlt.prediction import Options, Prediction
 from deitlt.program import OK, SOME_FAILED, Terminated, sigterm_raises
 
 Results = Generator[tuple[Source, Prediction | ImageError], None, None]
-Predict = Callable[[Iterator[Source], int], Results]
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What classifies.
+
+    Attributes:
+        bundle: the model.
+        provider: where it runs.
+        batch_size: finds how many images a call of the model takes; None lets others choose.
+        predict: classifies sources, after a number of earlier ones, in calls of a batch size.
+    """
+
+    bundle: Bundle
+    provider: str
+    batch_size: Callable[[], int | None]
+    predict: Callable[[Iterator[Source], int, int | None], Results]
 
 
 def add_to(commands: Any) -> None:
@@ -126,9 +144,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     _check(arguments)
     sources = find_sources(arguments.inputs, arguments.filepaths)
-    bundle, provider, predict = _model(arguments, options)
+    engine = _engine(arguments, options)
     layout = Layout(
-        top_k=min(options.top_k, len(bundle.classes)),
+        top_k=min(options.top_k, len(engine.bundle.classes)),
         wide=arguments.wide,
         experts=options.experts,
         logits=options.logits,
@@ -137,29 +155,20 @@ def run(arguments: argparse.Namespace) -> int:
     output = Output(
         arguments.output,
         layout,
-        model_version=bundle.version,
-        fingerprint=_fingerprint(arguments, bundle, provider, layout),
+        model_version=engine.bundle.version,
+        fingerprint=_fingerprint(arguments, engine, layout),
         overwrite=arguments.overwrite,
     )
     with sigterm_raises():
-        return _Run(arguments, bundle, provider, predict, output).run(sources)
+        return _Run(arguments, engine, output).run(sources)
 
 
 class _Run:
     """One run, from the first source without rows to the summary."""
 
-    def __init__(
-        self,
-        arguments: argparse.Namespace,
-        bundle: Bundle,
-        provider: str,
-        predict: Predict,
-        output: Output,
-    ) -> None:
+    def __init__(self, arguments: argparse.Namespace, engine: _Engine, output: Output) -> None:
         self._arguments = arguments
-        self._bundle = bundle
-        self._provider = provider
-        self._predict = predict
+        self._engine = engine
         self._output = output
         self._num_before = 0
         self._started = datetime.now(UTC)
@@ -188,7 +197,9 @@ class _Run:
 
     def _classify(self, sources: Iterator[Source]) -> None:
         num_failed = self._output.summary.num_failed
-        results = self._predict(sources, self._num_before)
+        # Tried again on a GPU another may be found, and last digits depend on it.
+        self._output.batch_size = self._output.batch_size or self._engine.batch_size()
+        results = self._engine.predict(sources, self._num_before, self._output.batch_size)
         with closing(results), self._progress() as progress:  # closing ends the workers
             for source, result in results:
                 self._output.add(source, result)
@@ -220,7 +231,7 @@ class _Run:
         failed = ", ".join(f"{code} {count}" for code, count in sorted(summary.errors.items()))
         return (
             f"{summary.num_images} images{earlier} in {seconds:.1f} s "
-            f"({num_done / seconds:.0f} images/s, {self._provider}), "
+            f"({num_done / seconds:.0f} images/s, {self._engine.provider}), "
             f"{summary.num_failed} failed{f' ({failed})' if failed else ''}; "
             f"rows in {self._arguments.output}"
         )
@@ -228,7 +239,7 @@ class _Run:
     def _write_log(self, status: str) -> None:
         record = run_record(
             command=self._arguments.command,
-            bundle=self._bundle,
+            bundle=self._engine.bundle,
             run=self._output.fingerprint,
             status=status,
             summary=self._output.summary,
@@ -259,17 +270,15 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{log.parent}: the log cannot be written there")
 
 
-def _fingerprint(
-    arguments: argparse.Namespace, bundle: Bundle, provider: str, layout: Layout
-) -> dict[str, Any]:
+def _fingerprint(arguments: argparse.Namespace, engine: _Engine, layout: Layout) -> dict[str, Any]:
     """What must be the same for two runs to have the same rows; the names are those of flags."""
     items = [*arguments.inputs, *arguments.filepaths]
     is_relative = not all(is_url(item) or os.path.isabs(item) for item in items)
     return {
-        "bundle": bundle.manifest["sha256"],
+        "bundle": engine.bundle.manifest["sha256"],
         "variant": arguments.variant,
-        "device": provider,
-        "fast-decode": bundle.preprocess.fast_decode,
+        "device": engine.provider,
+        "fast-decode": engine.bundle.preprocess.fast_decode,
         "batch-size": arguments.batch_size,
         "topk": layout.top_k,
         "experts": layout.experts,
@@ -284,28 +293,32 @@ def _fingerprint(
     }
 
 
-def _model(arguments: argparse.Namespace, options: Options) -> tuple[Bundle, str, Predict]:
-    """The bundle, where it runs, and what classifies sources after a number of earlier ones."""
+def _engine(arguments: argparse.Namespace, options: Options) -> _Engine:
+    asked, workers = arguments.batch_size, arguments.workers
     if arguments.engine == "ray":  # what the actors' machines have is not known here
         arguments.variant = arguments.variant or FLOAT32
     bundle = find_bundle(arguments)
-    common = {"num_workers": arguments.workers, "batch_size": arguments.batch_size}
     if arguments.engine == "ray":
         model = {
             "variant": arguments.variant,
             "device": arguments.device,
             "fast_decode": arguments.fast_decode,
+            "num_workers": workers,
         }
-        return (
+        return _Engine(
             bundle,
             "ray",
-            lambda sources, first: predict_with_ray(
-                bundle.path, sources, options, first=first, **model, **common
+            lambda: asked,
+            lambda sources, first, size: predict_with_ray(
+                bundle.path, sources, options, first=first, batch_size=size, **model
             ),
         )
     classifier = open_model(arguments, bundle)
-    return (
+    return _Engine(
         bundle,
         classifier.runtime.provider,
-        lambda sources, first: predict_iter(classifier, sources, options, first=first, **common),
+        lambda: choose_plan(classifier, asked, workers).batch_size,
+        lambda sources, first, size: predict_iter(
+            classifier, sources, options, first=first, batch_size=size, num_workers=workers
+        ),
     )
