@@ -41,8 +41,20 @@ def sigterm_raises() -> Iterator[None]:
 class OneLineParser(argparse.ArgumentParser):
     """A parser that answers wrong use with one line instead of the whole usage text."""
 
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse; what is parsed is kept to explain an error."""
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
+        """Exit with status 2. Of an unknown option and a missing one the unknown is named."""
+        known = tuple(self._option_string_actions)
+        flags = [word.partition("=")[0] for word in self._words if word.startswith("--")]
+        strange = [flag for flag in flags if not any(name.startswith(flag) for name in known)]
+        if strange and "required" in message:
+            message = f"unrecognized arguments: {' '.join(strange)}"
         self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 

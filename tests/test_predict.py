@@ -207,6 +207,7 @@ def test_a_corrupt_image_keeps_its_row(
         (["photos", "--output", "new.csv", "--model", "photos"], "not a bundle"),
         (["photos", "--output", "new.csv", "--frobnicate"], "--frobnicate"),
         (["photos"], "--output"),
+        (["photos", "--ouput", "new.csv"], "unrecognized arguments: --ouput;"),
         (["--output", "new.csv"], "INPUT"),
     ],
 )
