@@ -1,13 +1,59 @@
-"""The bytes of an image file, read without waiting and never more than an image may have."""
+"""Files on this machine: what lies under a folder, and the bytes of an image."""
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from deitlt.errors import OpenFailed
 
 # Of one encoded image; it is held in memory whole.
 MAX_BYTES = 1 << 28
+
+
+def walk(top: str) -> Iterator[tuple[str, "os.DirEntry[str] | OSError | None"]]:
+    """What lies under a folder, in the order of names, hidden entries left out.
+
+    Links are followed, but not back into a folder that they lie in. However deep folders are
+    nested, no more than their names is held.
+
+    Args:
+        top: the folder; empty for the current one.
+
+    Yields:
+        Names relative to `top`, with the entry of a file. Those of folders end in `/` (that of
+        `top` itself is empty), and come with None, or with why they cannot be listed.
+    """
+    above: list[tuple[int, int]] = []  # the folders it is in, by device and number
+    entered: list[Iterator[tuple[str, os.DirEntry[str] | None]]] = [iter([("", None)])]
+    while entered:
+        name, entry = next(entered[-1], (None, None))
+        if name is None:
+            entered.pop()
+            del above[-1:]
+        elif entry is not None and not _is_folder(entry):
+            yield name, entry
+        else:
+            folder = os.path.join(top, name) or os.curdir
+            prefix = f"{name}/" if name else ""
+            try:
+                status = os.stat(folder)
+                this = (status.st_dev, status.st_ino)
+                if this in above:
+                    continue
+                with os.scandir(folder) as found:
+                    inside = sorted(found, key=lambda entry: entry.name)
+            except OSError as error:
+                yield prefix, error
+                continue
+            yield prefix, None
+            above.append(this)
+            entered.append(iter([(prefix + e.name, e) for e in inside if e.name[0] != "."]))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    # A link is looked at by its path: the entry itself would raise where links lead in a ring.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def read_image_file(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:

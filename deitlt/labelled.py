@@ -1,5 +1,6 @@
 """Labelled images on disk: class folders, a CSV, or list files. Training and export read them."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from deitlt.csv_files import read_csv
 from deitlt.errors import DataError
+from deitlt.image_files import walk
 from deitlt.labelled_rows import (
     SPLITS,
     Complain,
@@ -104,7 +106,8 @@ def read_labelled(
             them one by one as he does files that cannot be read.
 
     Raises:
-        DataError: nothing there, an empty class folder, a missing column or file, a class that the
+        DataError: nothing there, an empty class folder (data of given `classes` may have them), no
+            image at all, a missing column or file, a class that the
             training split (or `classes`) lacks, several splits without `train` or `classes`, a
             group in two splits.
     """
@@ -139,22 +142,17 @@ def inspect_labelled(source: str | Path, classes: list[str] | None = None) -> In
     return Inspection(listing.layout, splits, faults, listing.notes)
 
 
-def image_files(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+def image_files(folder: Path) -> Iterator[Path]:
     """Image files under a folder, by suffix, in sorted order; hidden entries are left out.
 
-    Links are followed, but not back into `above`, the folders it lies in by device and number.
+    Raises:
+        OSError: it, or a folder in it, cannot be listed.
     """
-    status = folder.stat()
-    this = (status.st_dev, status.st_ino)
-    if this in above:
-        return
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from image_files(entry, above | {this})
-        elif entry.suffix.lower() in SUFFIXES:
-            yield entry
+    for _, entry in walk(str(folder)):
+        if isinstance(entry, OSError):
+            raise entry
+        if entry is not None and os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            yield Path(entry.path)
 
 
 def _read(
@@ -166,7 +164,7 @@ def _read(
     if lists:
         listing = read_lists(lists, classes, complain, files)
     elif root.is_dir():
-        listing = _read_tree(root, complain)
+        listing = _read_tree(root, complain, known=classes is not None)
     else:
         listing = read_csv(root, complain, files)
     named = listing.rows
@@ -227,13 +225,16 @@ def _check_groups(root: Path, named: dict[str, list[Row]], complain: Complain) -
                 )
 
 
-def _read_tree(root: Path, complain: Complain) -> Listing:
+def _read_tree(root: Path, complain: Complain, *, known: bool) -> Listing:
     names = _folders(root)
     splits = {name: root / name for name in SPLITS if name in names}
     marked = [name for name, folder in splits.items() if _folders(folder)]
     has_splits = "train" in marked or (marked and sorted(marked) == names)
     folders = splits if has_splits else {"all": root}
-    rows = {name: list(_class_rows(folder, complain)) for name, folder in folders.items()}
+    rows = {
+        name: list(_class_rows(folder, complain, may_lack=known and name != "train"))
+        for name, folder in folders.items()
+    }
     return Listing("class folders", rows)
 
 
@@ -242,14 +243,19 @@ def _folders(folder: Path) -> list[str]:
     return sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
 
 
-def _class_rows(folder: Path, complain: Complain) -> Iterator[Row]:
+def _class_rows(folder: Path, complain: Complain, *, may_lack: bool) -> Iterator[Row]:
+    """Rows of the class folders, some of which may be empty where classes may be lacking."""
     names = _folders(folder)
     if not names:
         text = f"{folder}: no class folders in it; expected {folder.name}/<class>/<image>"
         complain("no_class_folders", text)
+    is_empty = True
     for name in names:
         files = list(image_files(folder / name))
-        if not files:
+        is_empty = is_empty and not files
+        if not files and not may_lack:
             text = f"{folder / name}: no images in this class folder; fill or remove it"
             complain("empty_class_folder", text)
         yield from (Row(file, name) for file in files)
+    if is_empty and may_lack and names:
+        complain("empty_class_folder", f"{folder}: no images in any of its class folders")

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from deitlt.batch import remote_files
+from deitlt.batch.remote_files import _address
 from deitlt.batch.sources import count_sources, find_sources
 from deitlt.classifier import Classifier
 from deitlt.errors import DataError, OpenFailed, UsageError
@@ -153,6 +156,22 @@ def test_inputs_and_lists_come_in_the_order_given(
     assert count_sources(["a.PNG", "sub"], ["list.txt"]) == 4
 
 
+def test_folders_may_be_nested_deeper_than_calls(
+    png: Png, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depth = 1200
+    monkeypatch.chdir(tmp_path)
+    for _ in range(depth):  # the whole path is longer than the system takes in one
+        os.mkdir("d")
+        os.chdir("d")
+    Path("a.png").write_bytes(png(0))
+    os.chdir(tmp_path)
+    name = "d/" * depth + "a.png"
+    assert names("d") == [name.removeprefix("d/")]
+    assert names("**/*.png") == [name]
+    assert [file.as_posix() for file in image_files(Path("d"))] == [name]
+
+
 @pytest.fixture
 def remote(png: Png) -> fsspec.AbstractFileSystem:
     """A file system in memory with a folder of images in it."""
@@ -179,6 +198,47 @@ def test_urls(url: str, expected: list[str], remote: fsspec.AbstractFileSystem) 
     for source in sources:
         assert content(source) == remote.cat_file(source.filename)
     assert count_sources([url]) is None
+
+
+def test_a_zip_behind_a_url(png: Png, remote: fsspec.AbstractFileSystem) -> None:
+    """A chain of file systems, as fsspec writes it."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in ("b.png", "sub/a.png", "sub/notes.txt"):
+            archive.writestr(name, png(len(name)))
+    remote.pipe_file("/bucket/packed.zip", packed.getvalue())
+    chain = "::memory://bucket/packed.zip"
+    for url, members in {
+        f"zip://{chain}": ["b.png", "sub/a.png"],
+        f"zip://sub{chain}": ["sub/a.png"],
+        f"zip://*.png{chain}": ["b.png"],
+        f"zip://b.png{chain}": ["b.png"],
+    }.items():
+        sources = [pickle.loads(pickle.dumps(source)) for source in find_sources([url])]
+        assert [source.filename for source in sources] == [f"zip://{n}{chain}" for n in members]
+        assert [content(source) for source in sources] == [png(len(name)) for name in members]
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "other", "expected"),
+    [
+        ("ftp://me@host/photos", "/photos", "/photos/a.png", "ftp://me@host/photos/a.png"),
+        ("s3://bucket/dir/", "bucket/dir", "bucket/dir/a.png", "s3://bucket/dir/a.png"),
+        ("https://host/d/", "https://host/d/", "https://host/d/a.png", "https://host/d/a.png"),
+        ("github://o:r@main/x", "x", "x/a.png", "github://o:r@main/x/a.png"),
+    ],
+)
+def test_a_url_keeps_its_host(url: str, path: str, other: str, expected: str) -> None:
+    assert _address(url, None, path)(other) == expected
+
+
+def test_no_more_of_a_remote_file_is_read_than_an_image_may_have(
+    png: Png, remote: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_files, "MAX_BYTES", 100)
+    remote.pipe_file("/bucket/vast.png", bytes(10_000))
+    (source,) = find_sources(["memory://bucket/vast.png"])
+    assert len(content(source)) == 101
 
 
 def test_a_tar_behind_a_url(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
@@ -248,7 +308,7 @@ def test_the_program_reads_a_tar_a_list_and_a_url(
     assert found == [
         (f"{shard}/0.png", labels[0], ""),
         (f"{shard}/1.png", "", "decode_failed"),
-        ("memory:///bucket/a.png", labels[1], ""),
+        (url, labels[1], ""),
         ("2.png", labels[2], ""),
         ("3.png", "", "open_failed"),
     ]

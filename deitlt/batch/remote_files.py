@@ -1,13 +1,15 @@
 """Images behind URLs, through fsspec: s3://, gs://, https:// and what else it knows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import IO, Any
 
 from deitlt.batch.places import Place
 from deitlt.batch.tar_files import is_tar, tar_members
 from deitlt.errors import DeitLTError, OpenFailed, UsageError
+from deitlt.image_files import MAX_BYTES
 from deitlt.preprocess import SUFFIXES
 
 WEB = ("http", "https")
@@ -22,10 +24,11 @@ class RemoteFile:
     end: int | None = None
 
     def read(self) -> bytes:
-        """Its bytes; raises `OpenFailed`."""
+        """Its bytes, or one more than an image may have; raises `OpenFailed`."""
+        end = MAX_BYTES + 1 if self.end is None else self.end
         try:
             system, path = _open(self.url)
-            data: bytes = system.cat_file(path, start=self.start, end=self.end)
+            data: bytes = system.cat_file(path, start=self.start, end=end)
         except Exception as error:  # every file system raises errors of its own
             raise OpenFailed(f"{self.url}: cannot be read ({_reason(error)})") from error
         if self.start is not None and self.end is not None and len(data) > self.end - self.start:
@@ -49,8 +52,6 @@ def remote_images(url: str) -> Iterator[tuple[str, Place]]:
     Raises:
         UsageError: there is nothing, fsspec is missing, or the URL's kind needs another package.
     """
-    if "::" in url:
-        raise UsageError(f"{url}: chained URLs are not read; unpack it, or name the tar itself")
     try:
         system, path = _open(url)
         found = _listed(system, path)
@@ -60,16 +61,32 @@ def remote_images(url: str) -> Iterator[tuple[str, Place]]:
         raise UsageError(f"{url}: cannot be listed ({_reason(error)})") from error
     if not found:
         raise UsageError(f"{url}: there is no such file, folder or match")
-    return _images(system, found)
+    return _images(system, found, _address(url, system, path))
 
 
-def _images(system: Any, found: list[str]) -> Iterator[tuple[str, Place]]:
+def _images(
+    system: Any, found: list[str], address: Callable[[str], str]
+) -> Iterator[tuple[str, Place]]:
     for path in found:
-        url = str(system.unstrip_protocol(path))
-        if is_tar(url):
+        url = address(path)
+        if is_tar(path):
             yield from _tar(system, path, url)
         else:
             yield url, RemoteFile(url)
+
+
+def _address(url: str, system: Any, path: str) -> Callable[[str], str]:
+    """What makes URLs of a file system's paths, like the one whose path is known.
+
+    `unstrip_protocol` forgets hosts and users, and all behind the `::` of a chain.
+    """
+    first, chained, rest = url.partition("::")
+    bare = path.rstrip("/")
+    start = first.rstrip("/") if bare else first
+    if not start.endswith(bare):
+        return lambda other: str(system.unstrip_protocol(other)) + chained + rest
+    start = start.removesuffix(bare)
+    return lambda other: f"{start}{other}{chained}{rest}"
 
 
 def _tar(system: Any, path: str, url: str) -> Iterator[tuple[str, Place]]:
@@ -105,16 +122,28 @@ def _is_image(file: str) -> bool:
 
 
 def _open(url: str) -> tuple[Any, str]:
-    """The file system of a URL (fsspec keeps one for all of its URLs), and the path in it."""
+    """The file system of a URL (kept for all of its URLs), and the path in it."""
     try:
         import fsspec
     except ImportError as error:
         raise UsageError(f"{url}: URLs need fsspec; pip install 'deitlt[remote]'") from error
+    first, chained, rest = url.partition("::")
     try:
-        system, path = fsspec.url_to_fs(url)
+        if not chained:
+            system, path = fsspec.url_to_fs(url)
+            return system, str(path)
+        system = _chained(f"{first.partition('://')[0]}://::{rest}")
+        return system, str(system._strip_protocol(first))
     except (ImportError, ValueError) as error:  # the package for s3://, say, or no such protocol
         raise UsageError(f"{url}: {_reason(error)}") from error
-    return system, str(path)
+
+
+@lru_cache(maxsize=4)
+def _chained(url: str) -> Any:
+    """The file system in another's file; fsspec would read a zip's directory for each picture."""
+    import fsspec
+
+    return fsspec.url_to_fs(url)[0]
 
 
 def _reason(error: Exception) -> str:

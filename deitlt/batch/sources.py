@@ -18,6 +18,7 @@ from deitlt.batch.places import Place, Unreadable
 from deitlt.batch.remote_files import RemoteFile, is_url, remote_images
 from deitlt.batch.tar_files import is_compressed_tar, is_tar, local_tar_members
 from deitlt.errors import UsageError
+from deitlt.image_files import walk
 from deitlt.preprocess import SUFFIXES, ImageLike
 
 STDIN = "-"
@@ -134,33 +135,18 @@ def _listed_source(text: str, folder: Path) -> Source:
     return Source(RemoteFile(text) if is_url(text) else folder / text, text)
 
 
-def _folder_sources(
-    folder: Path, prefix: str, above: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[Source]:
-    """Image files under a folder; `above` are the folders that it lies in, by device and number."""
-    try:
-        status = folder.stat()
-        this = (status.st_dev, status.st_ino)
-        if this in above:
-            return
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        reason = f"{folder}: cannot be listed ({error.strerror})"
-        yield Source(Unreadable(reason), prefix or folder.as_posix())
-        return
-    for entry in entries:
-        name = prefix + entry.name
-        if entry.name.startswith("."):
-            continue
-        # A link is looked at by its path: the entry itself would raise where links lead in a ring.
-        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-            yield from _folder_sources(Path(entry.path), f"{name}/", above | {this})
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+def _folder_sources(folder: Path, prefix: str) -> Iterator[Source]:
+    """Image files under a folder, and folders in it that cannot be listed."""
+    for name, entry in walk(str(folder)):
+        if isinstance(entry, OSError):
+            where = folder / name
+            reason = f"{where}: cannot be listed ({entry.strerror})"
+            yield Source(Unreadable(reason), prefix + name or where.as_posix())
+        elif entry is not None and os.path.splitext(name)[1].lower() in SUFFIXES:
             # Opening a pipe would wait for a writer for ever.
             plain = entry.is_symlink() or entry.is_file()
             place = Path(entry.path) if plain else Unreadable(f"{entry.path}: is no plain file")
-            yield Source(place, name)
+            yield Source(place, prefix + name)
 
 
 def _matches(pattern: str) -> set[str]:
@@ -178,21 +164,11 @@ def _matches(pattern: str) -> set[str]:
     return {match for folder in folders for match in _matches(f"{glob.escape(folder)}{rest}")}
 
 
-def _folders_under(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+def _folders_under(folder: str) -> Iterator[str]:
     """A folder and all visible ones under it, with a `/` behind; the current one is empty."""
-    try:
-        status = os.stat(folder or ".")
-        names = sorted(os.listdir(folder or "."))
-    except OSError:  # no folder, or one that does not let itself be looked into
-        return
-    this = (status.st_dev, status.st_ino)
-    if this in above:
-        return
-    path = os.path.join(folder, "")
-    yield path
-    for name in names:
-        if not name.startswith(".") and os.path.isdir(path + name):
-            yield from _folders_under(path + name, above | {this})
+    top = os.path.join(folder, "") if folder else ""
+    # One that does not let itself be looked into holds nothing that matches.
+    return (top + name for name, entry in walk(folder) if entry is None)
 
 
 def _is_pipe(item: str) -> bool:
