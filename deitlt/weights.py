@@ -33,7 +33,8 @@ class Card:
         architecture: keyword arguments that rebuild the model.
         classes: names in the order of the outputs, `C` of them.
         train_counts: images of each class it was trained on, `(C,)`.
-        train_files_sha256: hash over the sorted training files, to tell two subsets apart.
+        train_files_sha256: identity of the training files (`training.data.files_sha256`); empty
+            where it is not known.
         preprocess: evaluation preprocessing.
         recipe: every field of the resolved recipe.
         epoch: epochs trained when these weights were taken.

@@ -186,27 +186,30 @@ def test_without_held_out_images_training_images_stand_in(images: LabelledImages
 def test_a_teacher_of_these_images_is_taken_silently(
     images: LabelledImages, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_teacher(card(images), images, Path("run"))
+    check_teacher(card(images), Splits(images, None), Path("run"))
     assert capsys.readouterr() == ("", "")
 
 
 def test_other_classes_or_another_order_are_refused(images: LabelledImages) -> None:
     swapped = card(images, classes=images.classes[::-1])
     with pytest.raises(CheckpointError, match=r"class 0 is 'dim', the data's 'bare'"):
-        check_teacher(swapped, images, Path("run"))
+        check_teacher(swapped, Splits(images, None), Path("run"))
     for classes in (["bare", "cat"], ["bare", "dim", "cat"], ["bare"]):
         with pytest.raises(CheckpointError, match=f"knows {len(classes)} classes, the data has 2"):
-            check_teacher(card(images, classes=classes), images, Path("run"))
+            check_teacher(card(images, classes=classes), Splits(images, None), Path("run"))
 
 
 def test_other_counts_and_other_images_are_warned_of(
     images: LabelledImages, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_teacher(card(images, train_counts=[28, 300]), images, Path("run"))
+    check_teacher(card(images, train_counts=[28, 300]), Splits(images, None), Path("run"))
     warning = capsys.readouterr().err
     assert warning.startswith("warning: run: the teacher has learnt 300 images of class 'dim'")
     assert "this data has 30" in warning
-    check_teacher(card(images, train_files_sha256="other"), images, Path("run"))
+    check_teacher(card(images, train_files_sha256="other"), Splits(images, None), Path("run"))
+    assert "does not say which images" in capsys.readouterr().err
+    other = files_sha256(images.subset(np.arange(len(images) - 1)))
+    check_teacher(card(images, train_files_sha256=other), Splits(images, None), Path("run"))
     assert "trained on other images" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from deitlt.errors import DataError
+from deitlt.labelled import LabelledImages
 from deitlt.preprocess import load_pixels, normalise
 from training.data import EvaluationImages, Splits, files_sha256, load_splits
 from training.recipes import teachers
@@ -48,12 +49,29 @@ def test_the_subset_is_drawn_first_and_validation_carved_from_it(tree: Path) -> 
 def test_splits_are_the_same_every_time_and_wherever_the_data_lies(
     tree: Path, tmp_path: Path
 ) -> None:
-    first = split(tree, imbalance_factor=10)
+    first = files_sha256(split(tree, imbalance_factor=10).train)
     moved = tree.rename(tmp_path / "moved")
     second = split(moved, imbalance_factor=10)
-    assert files_sha256(first.train) == files_sha256(second.train)
+    assert files_sha256(second.train) == first
     other = split(moved, imbalance_factor=10, subset_seed=1)
-    assert files_sha256(other.train) != files_sha256(second.train)
+    assert files_sha256(other.train) != first
+
+
+def test_a_file_of_another_size_is_another_image(tree: Path) -> None:
+    before = files_sha256(split(tree, imbalance_factor=None).train)
+    picture = tree / "train" / "a" / "00.png"
+    picture.write_bytes(picture.read_bytes() + b"more")
+    assert files_sha256(split(tree, imbalance_factor=None).train) != before
+
+
+def test_the_folders_of_images_named_alike_count(tmp_path: Path) -> None:
+    def images(place: str, *folders: str) -> LabelledImages:
+        paths = [tmp_path / place / folder / "x.png" for folder in folders]
+        return LabelledImages(paths, np.arange(len(paths)), ["a", "b"])
+
+    known = files_sha256(images("here", "1", "2"))
+    assert files_sha256(images("there/../elsewhere", "1", "2")) == known
+    assert files_sha256(images("here", "2", "1")) != known
 
 
 def test_a_val_split_of_the_data_is_used_as_it_is(tree: Path) -> None:

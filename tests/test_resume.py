@@ -169,3 +169,16 @@ def test_a_run_does_not_resume_with_another_teacher_or_other_images(
         assert train_student.main([*STUDENT, *COMMON, *where, "--resume"]) == 2
         assert "other training images or with another teacher" in capsys.readouterr().err
     assert (student / "resume.safetensors").read_bytes() == before
+
+
+def test_a_resume_point_that_knows_images_by_name_alone_is_one_line(
+    data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(teacher, tmp_path / "run")
+    tensors, fields = load_tensors(run / "resume.safetensors")
+    save_tensors(run / "resume.safetensors", tensors, {**fields, "inputs_sha256": 64 * "0"})
+    capsys.readouterr()
+    arguments = [*TEACHER, *COMMON, "--data", str(data), "--output", str(run), "--resume"]
+    assert train_teacher.main(arguments) == 2
+    assert "is of an earlier version" in (line := capsys.readouterr().err)
+    assert line.count("\n") == 1

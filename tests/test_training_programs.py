@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deitlt.classifier import load
-from deitlt.weights import load_weights, save_tensors
+from deitlt.weights import load_tensors, load_weights, save_tensors
 from export import to_bundle
 from training import evaluate, train_student, train_teacher
 from training.scoring import fit_blend
@@ -224,6 +224,17 @@ def test_evaluate_finds_the_runs_own_held_out_images(
     assert held_out["heads"] == json.loads(json.dumps(card.validation))
     trained_on = json.loads((tmp_path / "metrics-train.json").read_text())
     assert trained_on["num_images"] == sum(card.train_counts)
+
+
+def test_evaluate_says_that_a_run_knows_its_images_by_name_alone(
+    student: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, fields = load_tensors(student / "student.safetensors")
+    fields["train_files_sha256"] = 64 * "0"
+    save_tensors(tmp_path / "student.safetensors", tensors, fields)
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path), "--data", str(data)]) == 0
+    assert "trained on cannot be told; it is of an earlier version" in capsys.readouterr().err
 
 
 def test_a_blend_is_fitted_on_held_out_images(

@@ -3,8 +3,10 @@
 Legend: `B` images, `S` image side.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from training.config import Recipe
 # Prepared sets up to this size stay in memory, so that they are decoded once.
 CACHE_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 EVALUATION_BATCH = 256
+# What `files_sha256` begins with; without it a hash is of an earlier version, over names alone.
+FILES_HASH = "paths+sizes:"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Splits:
 
     train: LabelledImages
     val: LabelledImages | None
+
+    @cached_property
+    def train_sha256(self) -> str:
+        """Identity of the images trained on; a look at a million files takes seconds, so once."""
+        return files_sha256(self.train)
 
     def describe(self) -> str:
         """Counts for people, in the order of the classes."""
@@ -84,12 +93,19 @@ def load_splits(source: Path, recipe: Recipe, classes: list[str] | None = None) 
 
 
 def files_sha256(images: LabelledImages) -> str:
-    """Hash over the sorted class and file names: equal for the same subset, wherever it lies."""
-    names = sorted(
-        f"{images.classes[label]}/{path.name}"
-        for path, label in zip(images.paths, images.labels, strict=True)
+    """Identity of a set of images: hash over class, path and size of each file, in any order.
+
+    Paths count from the folder that all files share, so that data may be moved or copied as a
+    whole. No file is opened: one that is replaced by another of the same size is not noticed.
+    """
+    files = [os.path.abspath(path) for path in images.paths]
+    root = os.path.commonpath({os.path.dirname(file) for file in files})
+    lines = sorted(
+        f"{images.classes[label]}\0{file[len(root) :].lstrip(os.sep)}\0{_size(file)}"
+        for file, label in zip(files, images.labels, strict=True)
     )
-    return sha256("\n".join(names).encode()).hexdigest()
+    text = "\n".join(lines).replace(os.sep, "/")
+    return FILES_HASH + sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 class EvaluationImages:
@@ -120,6 +136,13 @@ class EvaluationImages:
     def _load(self) -> Iterator[Tensor]:
         for pixels in load_batches(self._paths, self._spec, EVALUATION_BATCH):
             yield torch.from_numpy(pixels).to(self._device)
+
+
+def _size(file: str) -> int | None:
+    try:
+        return os.stat(file).st_size
+    except OSError:  # who reads the image says what is wrong with it
+        return None
 
 
 def _brief(counts: np.ndarray) -> str:

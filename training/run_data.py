@@ -1,5 +1,6 @@
 """Which images of a data set a finished run is judged by, and which it has seen."""
 
+import sys
 from pathlib import Path
 
 from deitlt import labelled
@@ -7,7 +8,7 @@ from deitlt.errors import DataError
 from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.weights import Card
 from training.config import Recipe, StudentRecipe, TeacherRecipe
-from training.data import files_sha256, load_splits
+from training.data import FILES_HASH, load_splits
 
 
 def recipe_of(card: Card) -> Recipe | None:
@@ -29,7 +30,7 @@ def own_splits(data: Path, card: Card) -> dict[str, LabelledImages]:
         splits = load_splits(data, recipe, card.classes)
     except DataError:  # data to evaluate on alone need not be fit to train on
         return {}
-    if files_sha256(splits.train) != card.train_files_sha256:
+    if splits.train_sha256 != card.train_files_sha256:
         return {}
     return {"train": splits.train} | ({"val": splits.val} if splits.val is not None else {})
 
@@ -38,9 +39,16 @@ def pick_split(data: Path, split: str | None, card: Card) -> tuple[str, Labelled
     """The images of a split and its name; by default test, else val, else all, else train.
 
     On the data of the run, train and val are what it trained on and held out.
+    Says so on stderr where the run's card is too old to tell these.
 
     Raises:
         DataError: there is no such split.
     """
+    if card.train_files_sha256 and not card.train_files_sha256.startswith(FILES_HASH):
+        print(
+            f"warning: {data}: which of these images the run was trained on cannot be told; it is "
+            "of an earlier version, which noted names alone",
+            file=sys.stderr,
+        )
     known = read_labelled(data, card.classes) | own_splits(data, card)
     return labelled.pick_split(known, split, data)

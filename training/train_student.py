@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +74,13 @@ def train_student(command: StudentCommand, world: World) -> None:
     world.set_deterministic(command.deterministic)
     prepared = prepare(command, recipe, world)
     counts = prepared.splits.train.counts()
-    inputs = [prepared.data_sha256]
+    inputs = [prepared.splits.train_sha256]
     teacher = None
     if command.teacher is not None:
         teacher = load_teacher(
             command.teacher, source=recipe.preprocess() if recipe.renormalise else None
         )
-        check_teacher(teacher.card, prepared.splits.train, command.teacher)
+        check_teacher(teacher.card, prepared.splits, command.teacher)
         teacher.to(world.device)
         inputs.append(file_sha256(weight_file(command.teacher, "teacher")))
     model = _initial(command, len(counts))
@@ -127,7 +126,7 @@ def train_student(command: StudentCommand, world: World) -> None:
         learner,
         feed,
         world,
-        inputs_sha256=sha256(" ".join(inputs).encode()).hexdigest(),
+        inputs_sha256=" ".join(inputs),
         validation=validation,
         save_selected=save_selected,
     )()

@@ -87,7 +87,7 @@ def train_teacher(command: TeacherCommand, world: World) -> None:
         learner,
         feed,
         world,
-        inputs_sha256=prepared.data_sha256,
+        inputs_sha256=prepared.splits.train_sha256,
         validation=validation,
         save_selected=save_selected,
     )()

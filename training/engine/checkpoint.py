@@ -26,6 +26,7 @@ from deitlt.errors import CheckpointError
 from deitlt.files import write_json, write_text
 from deitlt.weights import load_tensors, save_tensors
 from training.config import Recipe, kebab
+from training.data import FILES_HASH
 
 RECIPE = "recipe.json"
 RESULTS = "results.csv"
@@ -144,7 +145,13 @@ class RunFolder:
         tensors, fields = load_tensors(path)
         if fields.pop("kind", None) != "resume":
             raise CheckpointError(f"{path}: is not a resume point")
-        if fields.pop("inputs_sha256") != inputs_sha256:
+        known = fields.pop("inputs_sha256")
+        if not known.startswith(FILES_HASH):
+            raise CheckpointError(
+                f"{path}: is of an earlier version, which knew training images by name alone; "
+                "finish the run with that version, or pass --overwrite instead of --resume"
+            )
+        if known != inputs_sha256:
             raise CheckpointError(
                 f"{path}: was made on other training images or with another teacher; "
                 "resume with the same ones, or pass --overwrite instead of --resume"

@@ -14,7 +14,7 @@ from deitlt.errors import UsageError
 from deitlt.weights import Card, Kind
 from training.command_line import Command
 from training.config import Recipe
-from training.data import EvaluationImages, Splits, files_sha256, load_splits
+from training.data import EvaluationImages, Splits, load_splits
 from training.engine.checkpoint import RunFolder
 from training.engine.distributed import World, speaks
 
@@ -52,14 +52,12 @@ class Prepared:
         recipe: what to do.
         splits: images trained on and held out.
         run: the run folder, checked but not yet claimed.
-        data_sha256: hash over the training files.
         world: the processes that train.
     """
 
     recipe: Recipe
     splits: Splits
     run: RunFolder
-    data_sha256: str
     world: World
 
     def validation_images(self) -> EvaluationImages | None:
@@ -77,7 +75,7 @@ class Prepared:
             architecture=architecture,
             classes=self.splits.train.classes,
             train_counts=self.splits.train.counts().tolist(),
-            train_files_sha256=self.data_sha256,
+            train_files_sha256=self.splits.train_sha256,
             preprocess=self.recipe.preprocess(),
             recipe=asdict(self.recipe),
             epoch=epoch,
@@ -107,4 +105,4 @@ def prepare(command: Command, recipe: Recipe, world: World) -> Prepared:
             print(f"note: {note}", flush=True)
     run = RunFolder(command.output)
     run.check(recipe, resume=command.resume, overwrite=command.overwrite)
-    return Prepared(recipe, splits, run, files_sha256(splits.train), world)
+    return Prepared(recipe, splits, run, world)

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from deitlt.errors import CheckpointError
-from deitlt.labelled import LabelledImages
 from deitlt.metrics import Report, report
 from deitlt.preprocess import PreprocessSpec
 from deitlt.weights import Card
-from training.data import EvaluationImages, Splits, files_sha256
+from training.data import FILES_HASH, EvaluationImages, Splits
 from training.engine.distributed import speaks
 from training.teachers.labelling import Teacher
 
@@ -94,12 +93,13 @@ def skill(balanced: float, num_classes: int) -> float:
     return (balanced - chance) / (1 - chance)
 
 
-def check_teacher(card: Card, images: LabelledImages, path: Path) -> None:
+def check_teacher(card: Card, splits: Splits, path: Path) -> None:
     """Refuse a teacher whose answers mean other classes; warn of one trained on other images.
 
     Raises:
         CheckpointError: its classes, or their order, are not those of the data.
     """
+    images = splits.train
     if card.classes != images.classes:
         if sorted(card.classes) == sorted(images.classes):
             at = next(i for i, name in enumerate(images.classes) if card.classes[i] != name)
@@ -118,12 +118,12 @@ def check_teacher(card: Card, images: LabelledImages, path: Path) -> None:
             f"has learnt {theirs[at]} images of class {card.classes[at]!r}, this data has "
             f"{ours[at]}: its view of what is rare is another"
         )
-    elif not card.train_files_sha256:
+    elif not card.train_files_sha256.startswith(FILES_HASH):
         warning = (
-            "does not say which images it was trained on; "
-            "if it saw the held-out ones, selection is biased"
+            "does not say which images it was trained on, or only their names, as an earlier "
+            "version did; if it saw the held-out ones, selection is biased"
         )
-    elif card.train_files_sha256 != files_sha256(images):
+    elif card.train_files_sha256 != splits.train_sha256:
         warning = (
             "was trained on other images than this student will be; "
             "if it saw the held-out ones, selection is biased"
@@ -156,7 +156,7 @@ def measure_teacher(
             batches = [scores(batch) for batch in EvaluationImages(images, spec, device)]
         figures.append(report(images.labels, torch.cat(batches).float().cpu().numpy(), counts))
     certified = None
-    if splits.val is not None and teacher.card.train_files_sha256 == files_sha256(splits.train):
+    if splits.val is not None and teacher.card.train_files_sha256 == splits.train_sha256:
         claimed = teacher.card.validation.get("teacher", {}).get("balanced", {})
         if claimed.get("num_images") == len(images):
             certified = claimed.get("value")
