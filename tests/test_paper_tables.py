@@ -107,7 +107,8 @@ def written(root: Path, row: Row, seed: int, overall: float) -> None:
     groups = {name: {"value": overall - 0.1} for name in ("head", "mid", "tail")}
     head = {"overall": {"value": overall}, "groups": groups}
     heads = {"average": head, "cls": {**head, "overall": {"value": 0.2}}, "dist": head}
-    (run / "metrics-test.json").write_text(json.dumps({"heads": heads}))
+    (run / "metrics-test.json").write_text(json.dumps({"heads": heads, "images_sha256": "here"}))
+    (run / "reproduced.json").write_text(json.dumps({"test_sha256": "here"}))
     (run / "results.csv").write_text("epoch,teacher_agreement\n1,0.1\n2,0.6\n")
 
 
@@ -115,16 +116,25 @@ def test_ours_stands_beside_the_published_figure(tmp_path: Path) -> None:
     row = Row("m", CIFAR10, 100, "deit_lt", 80.0, (90.0, 80.0, 70.0), standard_error=0.5)
     for seed, overall in enumerate((0.81, 0.83)):
         written(tmp_path, row, seed, overall)
-    text = comparison([row], tmp_path, range(3), {})
+    text = comparison([row], tmp_path, range(3), {CIFAR10.name: "here"}, {})
     cells = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]
     assert cells == [
         *("CIFAR-10-LT 100", "m", "82.0 ± 1.00", "2", "80.0 ± 0.50", "+2.0"),
         *("72.0; 72.0; 72.0", "90.0; 80.0; 70.0"),
     ]
     of_cls = Row("m", CIFAR10, 100, "deit_lt", 80.0, head="cls")
-    assert measured(of_cls, tmp_path, [0]).overall == pytest.approx([20])
+    assert measured(of_cls, tmp_path, [0], {}).overall == pytest.approx([20])
     labels = Row("m", CIFAR10, 100, "deit_lt", 80.0, head="teacher_agreement")
-    assert measured(labels, tmp_path, [0, 1]).overall == pytest.approx([60, 60])
+    assert measured(labels, tmp_path, [0, 1], {}).overall == pytest.approx([60, 60])
+
+
+def test_figures_on_other_images_are_left_out(tmp_path: Path) -> None:
+    row = Row("m", CIFAR10, 100, "deit_lt", 80.0)
+    written(tmp_path, row, 0, 0.81)
+    assert measured(row, tmp_path, [0], {CIFAR10.name: "there"}).overall == []
+    run = run_folder(tmp_path, CIFAR10, 100, 0, "deit_lt")
+    (run / "reproduced.json").write_text(json.dumps({"command": []}))
+    assert measured(row, tmp_path, [0], {}).overall == []
 
 
 @pytest.fixture

@@ -99,13 +99,15 @@ def test_time_is_up_and_the_same_command_goes_on(
 def test_the_table_is_there_although_a_later_run_fails(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    test_sha256 = launch.look_at(data).test_sha256
+
     def train(words: list[str], run: Path, *_: Any) -> bool:
         if run.name == "tiny_ldam":
             raise UsageError("the GPU's memory is full")
         run.mkdir(parents=True)
         accuracy = {"value": 0.5}
         head = {"overall": accuracy, "groups": dict.fromkeys(("head", "mid", "tail"), accuracy)}
-        metrics = {"epoch": 3, "heads": {"teacher": head}}
+        metrics = {"epoch": 3, "heads": {"teacher": head}, "images_sha256": test_sha256}
         (run / "metrics-test.json").write_text(json.dumps(metrics))
         (run / "results.csv").write_text("epoch,images_per_s,seconds\n1,1000,60\n")
         return True
@@ -122,7 +124,7 @@ def test_a_run_that_was_stopped_says_how_far_and_how_fast_it_is(tmp_path: Path) 
     (tmp_path / "tiny").mkdir()
     rows = "epoch,images_per_s,seconds\n1,500,60\n2,1000,30\n3,1100,30\n"
     (tmp_path / "tiny" / "results.csv").write_text(rows)
-    table = evidence.results_table(tmp_path, ["tiny", "small"])
+    table = evidence.results_table(tmp_path, ["tiny", "small"], "hash")
     assert "| tiny | 3, not finished |  |  |  |  | 1000 | 2.0 |" in table
     assert "small" not in table
 

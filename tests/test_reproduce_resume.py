@@ -1,6 +1,7 @@
 """`training.reproduce` is killed, stopped, started twice and started again: nothing is lost."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 from deitlt.batch.file_lock import FolderLock
 from deitlt.errors import UsageError
 from deitlt.files import write_json
-from training import reproduce
+from training import evaluate, reproduce
 from training.reproduce import main
 from training.reproduction import launch
 
@@ -138,8 +140,13 @@ def _is_free(folder: Path) -> bool:
 
 
 def test_a_finished_run_is_run_again_where_anything_has_changed(
-    words: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    data: Path,
+    tmp_path: Path,
+    class_tree: Callable[[Path, Mapping[str, int]], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    run = tmp_path / "o" / "teacher_ldam"
     ran: list[str] = []
 
     def finish(command: list[str], deadline: float | None) -> bool:
@@ -160,8 +167,17 @@ def test_a_finished_run_is_run_again_where_anything_has_changed(
     picture.write_bytes(picture.read_bytes())
     assert started() == both[:1], "it looks again, and its figures stay"
     assert started() == []
-    (tmp_path / "o" / "teacher_ldam" / "metrics-test.json").unlink()
-    assert started() == both
+    (run / "metrics-test.json").unlink()
+    assert started() == both[1:]
+    # Someone else's figures, or those of an earlier version, are not taken for its own.
+    other = class_tree(tmp_path / "other" / "test", {"a": 2, "b": 1}).parent
+    assert evaluate.main([str(run), "--data", str(other)]) == 0
+    assert started() == both[1:]
+    metrics = json.loads((run / "metrics-test.json").read_text())
+    assert metrics["num_images"] == 6
+    del metrics["images_sha256"]
+    write_json(run / "metrics-test.json", metrics)
+    assert started() == both[1:]
 
 
 def test_digits_are_there_whole_or_not_at_all(
@@ -181,10 +197,11 @@ def test_what_a_finished_run_rests_on_must_be_older(tmp_path: Path) -> None:
     teacher, run = tmp_path / "teacher", tmp_path / "student"
     words = ["training.train_student", "cifar", "--teacher", str(teacher)]
     made_of: dict[str, Any] = {"command": words, "data": "hash"}
+    data = launch.Data(tmp_path, "hash", "of test images")
 
     def write(file: Path, age_s: float) -> None:
         file.parent.mkdir(exist_ok=True)
-        file.write_text("")
+        write_json(file, {"images_sha256": "of test images"})
         then = time.time() - age_s
         os.utime(file, (then, then))
 
@@ -192,7 +209,10 @@ def test_what_a_finished_run_rests_on_must_be_older(tmp_path: Path) -> None:
     write(run / "student.safetensors", 20)
     write(run / "metrics-test.json", 10)
     write_json(run / launch.FINISHED, made_of)
-    assert launch._is_finished(run, words, made_of)
-    assert not launch._is_finished(run, words, {**made_of, "data": "other"})
-    write(teacher / "teacher.safetensors", 5)
-    assert not launch._is_finished(run, words, made_of)
+    assert launch._is_trained(run, words, made_of)
+    assert launch._is_evaluated(run, words, data)
+    assert not launch._is_trained(run, words, {**made_of, "data": "other"})
+    assert not launch._is_evaluated(run, words, replace(data, test_sha256="of others"))
+    write(teacher / "teacher.safetensors", -5)
+    assert not launch._is_trained(run, words, made_of)
+    assert not launch._is_evaluated(run, words, data)

@@ -237,6 +237,19 @@ def test_evaluate_says_that_a_run_knows_its_images_by_name_alone(
     assert "trained on cannot be told; it is of an earlier version" in capsys.readouterr().err
 
 
+def test_evaluate_leaves_a_bundle_as_it_was(student: Path, data: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    shutil.copy(student / "student.safetensors", bundle)
+    (bundle / "bundle.json").touch()
+    for run in (bundle, bundle / "student.safetensors"):
+        assert evaluate.main([str(run), "--data", str(data)]) == 0
+        assert len(list(bundle.iterdir())) == 2
+        names = [file.name for file in (tmp_path / "bundle-evaluation").iterdir()]
+        assert sorted(names) == ["metrics-test.json", "per_class-test.csv"]
+        shutil.rmtree(tmp_path / "bundle-evaluation")
+
+
 def test_a_blend_is_fitted_on_held_out_images(
     student: Path, teacher: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

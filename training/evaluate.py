@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from deitlt.bundle import MANIFEST
 from deitlt.errors import CheckpointError, DataError
 from deitlt.files import write_json, write_text
 from deitlt.metrics import Report, format_table, per_class_csv
 from deitlt.student import load_transformer
 from deitlt.weights import Card
 from training.command_line import parse, run_program
-from training.data import EvaluationImages
+from training.data import EvaluationImages, files_sha256
 from training.engine.checkpoint import WEIGHTS
 from training.engine.distributed import pick_device
 from training.run_data import own_splits, pick_split
@@ -39,7 +40,8 @@ class EvaluateCommand:
     fit_blend: bool = False
     """Also report `blend`, the experts mixed by the share that is best on the held-out images."""
     output: Path | None = None
-    """Folder for metrics-SPLIT.json and per_class-SPLIT.csv; the run folder by default."""
+    """Folder for metrics-SPLIT.json and per_class-SPLIT.csv; by default the run folder, or
+    BUNDLE-evaluation beside a bundle, which stays as it was exported."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
 
@@ -74,19 +76,29 @@ def evaluate(command: EvaluateCommand) -> dict[str, Report]:
         blend = fit_blend(val_logits, held_out.labels, len(card.classes))
         logits["blend"] = blend * logits["cls"] + (1 - blend) * logits["dist"]
     reports = head_reports(logits, images.labels, card.train_counts)
-    output = command.output or (command.run if command.run.is_dir() else command.run.parent)
+    output = command.output or _output_of(command.run)
     output.mkdir(parents=True, exist_ok=True)
     figures = {head: figures.to_dict() for head, figures in reports.items()}
     metrics: dict[str, Any] = {"split": split, "num_images": len(images), "epoch": card.epoch}
+    metrics["images_sha256"] = files_sha256(images)
     metrics |= {"heads": figures} if blend is None else {"heads": figures, "blend": blend}
     write_json(output / f"metrics-{split}.json", metrics)
     rows = per_class_csv(card.classes, card.train_counts, reports)
     write_text(output / f"per_class-{split}.csv", rows)
     print(f"{command.run}, epoch {card.epoch}, {len(images)} {split} images, accuracy in %")
     print(format_table(reports))
+    print(f"figures in {output / f'metrics-{split}.json'}")
     if blend is not None:
         print(f"blend: {blend:.2f} of CLS, {1 - blend:.2f} of DIST (--blend {blend:.2f} serves it)")
     return reports
+
+
+def _output_of(run: Path) -> Path:
+    folder = run if run.is_dir() else run.parent
+    if not (folder / MANIFEST).is_file():
+        return folder
+    bundle = folder.resolve()  # "." has no name
+    return bundle.with_name(f"{bundle.name}-evaluation")
 
 
 def _load(run: Path, device: torch.device) -> tuple[Card, Any]:

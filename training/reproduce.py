@@ -31,6 +31,7 @@ from training.digits import write_digits
 from training.reproduction import launch
 from training.reproduction.compare import comparison, comparison_csv
 from training.reproduction.evidence import PROGRAM, run_evidence
+from training.reproduction.launch import Data
 from training.reproduction.plans import run_folder, training_words, with_needs
 from training.reproduction.published import CIFAR10, DATASETS, TABLES, Dataset, Row
 
@@ -107,34 +108,35 @@ def reproduce(arguments: Any, words: list[str]) -> None:
         command += options[command[0].removeprefix("training.train_")]
         if seed == 0:  # another seed changes nothing that could be wrong
             launch.check_command(command)
-        runs.append((command, run_folder(root, dataset, factor, seed, plan), source))
+        runs.append((command, run_folder(root, dataset, factor, seed, plan), dataset.name))
     with launch.alone_in(root):
         if on_digits:
             _write_digits(data[CIFAR10.name])
-        states = {source: launch.state_of(source) for source in data.values()}
-        for command, run, source in runs:
-            if not launch.train_and_evaluate(command, run, source, states[source], deadline):
+        known = {name: launch.look_at(source) for name, source in data.items()}
+        for command, run, name in runs:
+            if not launch.train_and_evaluate(command, run, known[name], deadline):
                 print(f"time is up in {run}; the same command goes on")
                 break
-        text = _table(arguments, words, data, seeds, root)
+        text = _table(arguments, words, known, seeds, root)
     print(text)
 
 
 def _table(
-    arguments: Any, words: list[str], data: dict[str, Path], seeds: Sequence[int], root: Path
+    arguments: Any, words: list[str], data: dict[str, Data], seeds: Sequence[int], root: Path
 ) -> str:
     """The comparison as Markdown; it is written, as CSV too, into the folder of the runs."""
     rows = TABLES[arguments.table]
+    tests = {name: known.test_sha256 for name, known in data.items()}
     missing = {d.name: d.needs for d in DATASETS if d.name not in data}
     text = "\n\n".join(
         [
             f"`{typed(PROGRAM, words)}`",
             _conditions(arguments.scale, data),
-            comparison(rows, root, seeds, missing),
+            comparison(rows, root, seeds, tests, missing),
         ]
     )
     write_text(root / f"table-{arguments.table}.md", text)
-    write_text(root / f"table-{arguments.table}.csv", comparison_csv(rows, root, seeds))
+    write_text(root / f"table-{arguments.table}.csv", comparison_csv(rows, root, seeds, tests))
     return text
 
 
@@ -179,10 +181,10 @@ def _write_digits(folder: Path) -> None:
             write_digits(whole)
 
 
-def _conditions(scale: str, data: dict[str, Path]) -> str:
+def _conditions(scale: str, data: dict[str, Data]) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     about = f"{datetime.now(UTC).date()}, {device}, torch {torch.__version__}, scale {scale}; "
-    about += ", ".join(f"{name}: {source}" for name, source in data.items()) or "no data"
+    about += ", ".join(f"{name}: {known.path}" for name, known in data.items()) or "no data"
     lines = [about + ". Accuracy in %, last epoch, test split; ± is the standard error over seeds."]
     if scale == "tiny":
         lines.append(

@@ -2,15 +2,14 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from training.engine.checkpoint import RESULTS
+from training.reproduction.launch import test_figures
 from training.reproduction.plans import run_folder
 from training.reproduction.published import Row
 
@@ -48,18 +47,26 @@ class Ours:
         return tuple(float(value) for value in np.mean(self.groups, axis=0)) if self.groups else ()
 
 
-def measured(row: Row, root: Path, seeds: Sequence[int]) -> Ours:
-    """What the finished runs of a row have on the test split."""
+def measured(row: Row, root: Path, seeds: Sequence[int], tests: dict[str, str]) -> Ours:
+    """What the finished runs of a row have on the test split.
+
+    Args:
+        row: of a table.
+        root: folder of all runs.
+        seeds: which of them.
+        tests: identity of the test images by name of their data set; figures on others are left
+            out. Of a data set that is not among them, what its runs were finished with counts.
+    """
     overall, groups = [], []
     for seed in seeds:
         run = run_folder(root, row.dataset, row.factor, seed, row.plan)
-        metrics = run / "metrics-test.json"
-        if not metrics.is_file():
+        metrics = test_figures(run, tests.get(row.dataset.name))
+        if metrics is None:
             continue
         if row.head == "teacher_agreement":
             overall.append(100 * _last(run / RESULTS, "teacher_agreement"))
             continue
-        heads: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))["heads"]
+        heads = metrics["heads"]
         named = ANSWERS if row.head == "answer" else (row.head,)
         figures = heads[next(name for name in named if name in heads)]
         overall.append(100 * figures["overall"]["value"])
@@ -69,7 +76,11 @@ def measured(row: Row, root: Path, seeds: Sequence[int]) -> Ours:
 
 
 def comparison(
-    rows: Sequence[Row], root: Path, seeds: Sequence[int], missing: dict[str, str]
+    rows: Sequence[Row],
+    root: Path,
+    seeds: Sequence[int],
+    tests: dict[str, str],
+    missing: dict[str, str],
 ) -> str:
     """A Markdown table, a line a row.
 
@@ -77,6 +88,7 @@ def comparison(
         rows: of a table.
         root: folder of all runs.
         seeds: which of them.
+        tests: see `measured`.
         missing: what rows need, by name of their data set, where it was not given.
     """
     lines = [
@@ -85,7 +97,7 @@ def comparison(
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        ours = measured(row, root, seeds)
+        ours = measured(row, root, seeds, tests)
         cells = [data_name(row), row.method]
         if ours.overall:
             cells += [_with_error(ours.mean, ours.standard_error), str(len(ours.overall))]
@@ -100,7 +112,9 @@ def comparison(
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
-def comparison_csv(rows: Sequence[Row], root: Path, seeds: Sequence[int]) -> str:
+def comparison_csv(
+    rows: Sequence[Row], root: Path, seeds: Sequence[int], tests: dict[str, str]
+) -> str:
     """The same figures for programs; empty cells where there are none."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -108,7 +122,7 @@ def comparison_csv(rows: Sequence[Row], root: Path, seeds: Sequence[int]) -> str
     names += ["published_standard_error", "difference"]
     writer.writerow([*names, *(f"ours_{g}" for g in GROUPS), *(f"published_{g}" for g in GROUPS)])
     for row in rows:
-        ours = measured(row, root, seeds)
+        ours = measured(row, root, seeds, tests)
         known = bool(ours.overall)
         mean = ours.mean if known else None
         cells = [mean, ours.standard_error, row.overall, row.standard_error]

@@ -7,7 +7,6 @@ goes on.
 """
 
 import csv
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,13 +106,14 @@ def run_evidence(argv: list[str], words: list[str]) -> None:
     for command in commands.values():
         launch.check_command(command)
     deadline = launch.deadline_in(arguments.minutes)
-    state = launch.state_of(arguments.data)
+    data = launch.look_at(arguments.data)
     with launch.alone_in(arguments.output):
         for name, command in commands.items():
             run = arguments.output / name
-            done = launch.train_and_evaluate(command, run, arguments.data, state, deadline)
+            done = launch.train_and_evaluate(command, run, data, deadline)
             # After every run: the next one may fail, or be killed.
-            table = f"`{typed(PROGRAM, words)}`\n\n{results_table(arguments.output, names)}"
+            table = results_table(arguments.output, names, data.test_sha256)
+            table = f"`{typed(PROGRAM, words)}`\n\n{table}"
             write_text(arguments.output / "results.md", table)
             if not done:
                 print(f"time is up in {name}; the same command goes on")
@@ -145,10 +145,15 @@ def command_line(name: str, arguments: Any) -> list[str]:
     return words + launch.split_options(getattr(arguments, f"{experiment.kind}_options"))
 
 
-def results_table(folder: Path, names: list[str]) -> str:
+def results_table(folder: Path, names: list[str], test_sha256: str) -> str:
     """What the experiments have achieved on the test split, as Markdown.
 
     Of those that were stopped, how far and how fast they are.
+
+    Args:
+        folder: of all runs.
+        names: of the experiments.
+        test_sha256: of the test images; figures on others are left out.
     """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     today = datetime.now(UTC).date()
@@ -162,7 +167,7 @@ def results_table(folder: Path, names: list[str]) -> str:
         history = _history(folder / name / "results.csv")
         if not history:
             continue
-        cells = [name, *_accuracies(folder / name / "metrics-test.json", len(history))]
+        cells = [name, *_accuracies(launch.test_figures(folder / name, test_sha256), len(history))]
         cosines = [row.get("cls_dist_cosine") or "" for row in (history[0], history[-1])]
         cells.append(" to ".join(f"{float(c):.2f}" for c in cosines) if all(cosines) else "")
         speeds = sorted(float(row["images_per_s"]) for row in history)
@@ -180,11 +185,10 @@ def _history(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(rows))
 
 
-def _accuracies(file: Path, epochs: int) -> list[str]:
+def _accuracies(metrics: dict[str, Any] | None, epochs: int) -> list[str]:
     """Cells of epochs and accuracies; without these where a run was not evaluated yet."""
-    if not file.is_file():
+    if metrics is None:
         return [f"{epochs}, not finished", "", "", ""]
-    metrics = json.loads(file.read_text(encoding="utf-8"))
     heads = metrics["heads"]
     main_head = next((h for h in ("average", "teacher", "cls") if h in heads), "cls")
     experts = [_figures(heads[h]) if "dist" in heads else "" for h in ("cls", "dist")]

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,34 @@ from typing import Any
 from deitlt.batch.file_lock import FolderLock
 from deitlt.errors import UsageError
 from deitlt.files import write_json
-from deitlt.labelled import read_labelled
+from deitlt.labelled import pick_split, read_labelled
 from deitlt.program import Terminated
 from deitlt.weights import weight_file
 from training.command_line import parse, pick_recipe
+from training.data import files_sha256
 from training.recipes import STUDENTS, TEACHERS
 from training.train_student import StudentCommand
 from training.train_teacher import TeacherCommand
 
-# What a run that is trained and evaluated was made of.
-FINISHED = "reproduced.json"
+# What a run that is trained and evaluated was made of, and what `training.evaluate` found.
+FINISHED, METRICS = "reproduced.json", "metrics-test.json"
 # prctl(2): the signal a process gets when the one that started it ends, however it ends.
 PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set as it is now.
+
+    Attributes:
+        path: folder or CSV.
+        state: hash over names, sizes and times of all its images, to see when it has changed.
+        test_sha256: identity of its test images, as `training.evaluate` notes it.
+    """
+
+    path: Path
+    state: str
+    test_sha256: str
 
 
 @contextmanager
@@ -79,16 +96,13 @@ def check_command(words: list[str]) -> None:
         parse(program, StudentCommand, options, recipe=student)
 
 
-def train_and_evaluate(
-    words: list[str], run: Path, data: Path, state: str, deadline: float | None
-) -> bool:
+def train_and_evaluate(words: list[str], run: Path, data: Data, deadline: float | None) -> bool:
     """Train a run, or go on with it, and evaluate it on the test split once.
 
     Args:
         words: the training program and its arguments.
         run: its run folder.
         data: what it is evaluated on.
-        state: `state_of` this data.
         deadline: when to stop, on the monotonic clock; None has none.
 
     Returns:
@@ -97,18 +111,19 @@ def train_and_evaluate(
     Raises:
         UsageError: a program failed; it has said why itself.
     """
-    made_of = {"command": words, "data": state}
-    if _is_finished(run, words, made_of):
+    made_of = {"command": words, "data": data.state}
+    if not _is_trained(run, words, made_of):
+        # A finished run resumes to itself, and refuses to be another one.
+        if not finish(words, deadline):
+            return False
+    elif _is_evaluated(run, words, data):
         print(f"{run}: finished before", flush=True)
         return True
-    # A finished run resumes to itself, and refuses to be another one.
-    if not finish(words, deadline):
-        return False
-    if not _is_evaluated(run, words):
-        evaluation = ["training.evaluate", str(run), "--data", str(data), "--split", "test"]
+    if not _is_evaluated(run, words, data):
+        evaluation = ["training.evaluate", str(run), "--data", str(data.path), "--split", "test"]
         if not finish(evaluation, deadline):
             return False
-    write_json(run / FINISHED, made_of)
+    write_json(run / FINISHED, {**made_of, "test_sha256": data.test_sha256})
     return True
 
 
@@ -159,36 +174,61 @@ def _stop_with_parent() -> Callable[[], None] | None:
     return ask
 
 
-def _is_finished(run: Path, words: list[str], made_of: dict[str, Any]) -> bool:
-    """Whether this very command has trained and evaluated a run, and nothing has changed since."""
+def test_figures(run: Path, test_sha256: str | None) -> dict[str, Any] | None:
+    """What `training.evaluate` found on the test images; None where it was on others, or not yet.
+
+    Args:
+        run: its run folder.
+        test_sha256: of the test images; None takes those that the run was finished with.
+    """
+    metrics = _read(run / METRICS)
+    wanted = test_sha256 or _read(run / FINISHED).get("test_sha256")
+    return metrics if wanted and metrics.get("images_sha256") == wanted else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """An object of JSON; an empty one where the file is not there or damaged."""
     try:
-        known = json.loads((run / FINISHED).read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return bool(known == made_of) and _is_evaluated(run, words)
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
-def _is_evaluated(run: Path, words: list[str]) -> bool:
-    """Whether a run's figures are younger than its weights and than those it was trained with."""
-    metrics = run / "metrics-test.json"
+def _is_trained(run: Path, words: list[str], made_of: dict[str, Any]) -> bool:
+    """Whether this very command has finished a run, and nothing has changed since."""
+    known = _read(run / FINISHED)
+    return known | made_of == known and _is_younger(run / FINISHED, run, words)
+
+
+def _is_evaluated(run: Path, words: list[str], data: Data) -> bool:
+    """Whether a run's figures are of these test images and of its weights as they are."""
+    figures = test_figures(run, data.test_sha256)
+    return figures is not None and _is_younger(run / METRICS, run, words)
+
+
+def _is_younger(file: Path, run: Path, words: list[str]) -> bool:
+    """Whether a file is younger than a run's weights and than those it was trained with."""
     weights = [weight_file(run, "teacher" if words[0].endswith("teacher") else "student")]
     if "--teacher" in words:
         weights.append(weight_file(Path(words[words.index("--teacher") + 1]), "teacher"))
     if "--init" in words:
         weights.append(weight_file(Path(words[words.index("--init") + 1]), "student"))
-    if not metrics.is_file() or not all(file.is_file() for file in weights):
+    if not all(other.is_file() for other in (file, *weights)):
         return False
-    return all(metrics.stat().st_mtime > file.stat().st_mtime for file in weights)
+    return all(file.stat().st_mtime > other.stat().st_mtime for other in weights)
 
 
-def state_of(data: Path) -> str:
-    """Hash over names, sizes and times of the images of a data set, to see when it has changed.
+def look_at(data: Path) -> Data:
+    """A data set with its test images, as it is now.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or has no test images.
     """
+    splits = read_labelled(data)
+    test = pick_split(splits, "test", data)[1]
     digest = sha256()
-    for split, images in sorted(read_labelled(data).items()):
+    for split, images in sorted(splits.items()):
         for path, label in zip(images.paths, images.labels, strict=True):
             try:
                 state = path.stat()
@@ -196,7 +236,7 @@ def state_of(data: Path) -> str:
                 continue
             line = f"{split} {label} {path} {state.st_size} {state.st_mtime_ns}\n"
             digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    return Data(data, digest.hexdigest(), files_sha256(test))
 
 
 def split_options(options: str) -> list[str]:
