@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deitlt.weights import load_tensors, save_tensors
+from deitlt.weights import load_tensors, load_weights, save_tensors
 from training import train_student, train_teacher
 
 # Runs a program and kills it for good when the named function is called for the n-th time.
@@ -127,6 +127,41 @@ def test_a_finished_run_resumes_to_itself(data: Path, student: Path, teacher: Pa
     arguments = [*STUDENT, *COMMON, "--data", str(data), "--teacher", str(teacher)]
     assert train_student.main([*arguments, "--output", str(student), "--resume"]) == 0
     assert (student / "student.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_weights_that_are_gone_are_made_anew(
+    finished: bool, data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(teacher, tmp_path / "run")
+    (run / "teacher.safetensors").unlink()
+    if not finished:
+        tensors, fields = load_tensors(run / "resume.safetensors")
+        fields |= {"epoch": 4, "history": fields["history"][:4], "best_score": 2.0}
+        save_tensors(run / "resume.safetensors", tensors, fields)
+    capsys.readouterr()
+    arguments = [*TEACHER, *COMMON, "--data", str(data), "--output", str(run), "--resume"]
+    assert train_teacher.main(arguments) == 0
+    assert "the selected weights are gone; those of epoch 5" in capsys.readouterr().err
+    weights, card = load_weights(run / "teacher.safetensors", "teacher")
+    assert card.epoch == 5
+    assert card.validation["teacher"]["balanced"]["num_images"] > 0
+    resumed, _ = load_tensors(run / "resume.safetensors")
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, resumed[f"model.network.{name}"]), name
+
+
+def test_a_resume_point_that_is_gone_is_one_line(
+    data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(teacher, tmp_path / "run")
+    (run / "resume.safetensors").unlink()
+    capsys.readouterr()
+    arguments = [*TEACHER, *COMMON, "--data", str(data), "--output", str(run), "--resume"]
+    assert train_teacher.main(arguments) == 2
+    assert "resume.safetensors: is gone" in (line := capsys.readouterr().err)
+    assert line.count("\n") == 1
+    assert (run / "teacher.safetensors").is_file()
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff"])

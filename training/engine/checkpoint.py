@@ -72,13 +72,19 @@ class RunFolder:
         """Refuse a folder this run must not use, before any time is spent; changes nothing.
 
         Raises:
-            CheckpointError: it holds another run, another recipe, or other files.
+            CheckpointError: it holds another run, another recipe, or other files, or has lost its
+                resume point.
         """
         if self.path.is_file():
             raise CheckpointError(f"{self.path}: is a file; name a folder for the run")
         if (self.path / RECIPE).is_file():
             if resume:
                 self._check_same_recipe(_plain(recipe))
+                if (self.path / RESULTS).is_file() and not (self.path / RESUME).is_file():
+                    raise CheckpointError(
+                        f"{self.path / RESUME}: is gone, so that the run cannot go on; "
+                        "put it back, or pass --overwrite instead of --resume"
+                    )
             elif not overwrite:
                 raise CheckpointError(
                     f"{self.path}: holds a run already; "
@@ -86,6 +92,10 @@ class RunFolder:
                 )
         elif self.path.exists() and any(self.path.iterdir()):
             raise CheckpointError(f"{self.path}: holds other files; name an empty or new folder")
+
+    def has_weights(self) -> bool:
+        """Whether there are selected weights."""
+        return any((self.path / name).is_file() for name in WEIGHTS)
 
     def start(self, recipe: Recipe, *, resume: bool) -> None:
         """Claim the folder for this recipe; without `resume`, a former run in it is gone."""

@@ -126,6 +126,9 @@ class Training:
             Stopped: asked to stop by a signal; the resume point is written.
         """
         recipe, progress, leads = self.recipe, self.progress, self.world.leads
+        with self.world.leading() as leading:
+            if leading:
+                self._replace_lost_weights()
         bar = ProgressBar(self.feed.num_samples, recipe.epochs, progress.epoch, leads)
         curves = Curves(self.run.path / CURVES if leads else None, progress.epoch)
         with stop_request() as stop, bar, curves:
@@ -200,6 +203,25 @@ class Training:
             self.progress.best_score = scores[best]
             self.save_selected(epoch + 1, best, {h: r.to_dict() for h, r in reports.items()})
         return _figures(reports)
+
+    def _replace_lost_weights(self) -> None:
+        """Select anew where selected weights should be and are not, so that a run ends with some.
+
+        Those of a finished run are then of its last epoch, which the resume point holds.
+        """
+        progress = self.progress
+        finished = progress.epoch == self.recipe.epochs
+        if self.run.has_weights() or not (finished or progress.best_score is not None):
+            return
+        first = progress.epoch if finished else progress.epoch + 1
+        print(
+            f"warning: {self.run.path}: the selected weights are gone; those of epoch {first} "
+            f"{'take their place' if finished else 'will, or of a later one'}",
+            file=sys.stderr,
+        )
+        progress.best_score = None
+        if finished:
+            self._validate(progress.epoch - 1)
 
     def _check(self, epoch: int, figures: Tensor) -> None:
         if not math.isfinite(float(figures[0])):
