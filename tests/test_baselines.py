@@ -153,6 +153,22 @@ def test_crt_goes_on_only_from_the_run_it_began_with(
     assert str(run) in line
 
 
+def test_heads_are_kept_for_their_own_classes_alone(
+    vit: Path, data: Path, tmp_path: Path, class_tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    renamed = class_tree(tmp_path / "renamed", {"a": 12, "b": 8, "d": 6})
+    more = class_tree(tmp_path / "more", {**COUNTS, "d": 6})
+    capsys.readouterr()
+    for other in (renamed, more):
+        line = complaint(train(["vit"], other, tmp_path / "run", "--init", vit), capsys)
+        assert "not the same ones, so its heads cannot be kept" in line
+        assert not (tmp_path / "run").exists()
+    assert train(["vit"], data, tmp_path / "same", "--init", vit) == 0
+    # New heads are of any classes.
+    assert train(["vit_crt"], more, tmp_path / "crt", "--init", vit) == 0
+    assert load_weights(tmp_path / "crt", "student")[1].classes == ["a", "b", "c", "d"]
+
+
 def test_a_run_that_does_not_fit_is_no_beginning(
     vit: Path, data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

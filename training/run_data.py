@@ -1,4 +1,4 @@
-"""Which images of a data set a finished run is judged by, and which it has seen."""
+"""How a finished run and a data set fit: their classes, what it has seen, what it is judged by."""
 
 import sys
 from pathlib import Path
@@ -19,6 +19,19 @@ def recipe_of(card: Card) -> Recipe | None:
         return kind(**fields)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def class_difference(card: Card, classes: list[str]) -> str:
+    """How the classes of a run differ from those of data, after its name; empty if in nothing."""
+    if card.classes == classes:
+        return ""
+    if sorted(card.classes) == sorted(classes):
+        at = next(i for i, name in enumerate(classes) if card.classes[i] != name)
+        return (
+            f"has the classes in another order (its class {at} is {card.classes[at]!r}, "
+            f"the data's {classes[at]!r})"
+        )
+    return f"knows {len(card.classes)} classes, the data has {len(classes)} and not the same ones"
 
 
 def own_splits(data: Path, card: Card) -> dict[str, LabelledImages]:

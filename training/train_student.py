@@ -19,6 +19,7 @@ from training.engine.loop import Training, Validation
 from training.engine.run_setup import is_compiled, prepare
 from training.engine.seeding import Stream, seed_global
 from training.recipes import STUDENTS
+from training.run_data import class_difference
 from training.scoring import HeadLogits, student_logits
 from training.students.distillation import StudentLearner
 from training.teachers.certificate import check_teacher, measure_teacher
@@ -38,7 +39,8 @@ class StudentCommand(Command):
     allow_weak_teacher: bool = False
     """Distil even from a teacher near chance (ablations)."""
     init: Path | None = None
-    """Start from the weights of this run instead of random ones (cRT)."""
+    """Start from the weights of this run instead of random ones. Its classes must be those of the
+    data, in that order, unless its heads are left behind (--retrain-heads, cRT)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +85,7 @@ def train_student(command: StudentCommand, world: World) -> None:
         check_teacher(teacher.card, prepared.splits, command.teacher)
         teacher.to(world.device)
         inputs.append(file_sha256(weight_file(command.teacher, "teacher")))
-    model = _initial(command, len(counts))
+    model = _initial(command, prepared.splits.train.classes)
     if command.init is not None:
         inputs.append(file_sha256(weight_file(command.init, "student")))
     feed = Feed(
@@ -134,11 +136,11 @@ def train_student(command: StudentCommand, world: World) -> None:
         print(f"student in {command.output / 'student.safetensors'}")
 
 
-def _initial(command: StudentCommand, num_classes: int) -> DeiTLT | PlainViT:
+def _initial(command: StudentCommand, classes: list[str]) -> DeiTLT | PlainViT:
     """A student with its first weights: random, or those of another run.
 
     Raises:
-        CheckpointError: the other run has another architecture.
+        CheckpointError: the other run has another architecture, or its heads other classes.
     """
     recipe = command.recipe
     seed_global(recipe.seed, Stream.WEIGHTS)
@@ -146,7 +148,7 @@ def _initial(command: StudentCommand, num_classes: int) -> DeiTLT | PlainViT:
         size=recipe.size,
         img_size=recipe.img_size,
         patch_size=recipe.patch_size,
-        num_classes=num_classes,
+        num_classes=len(classes),
         drop_path_rate=recipe.drop_path_rate,
         distilled=recipe.distilled,
         layer_scale=recipe.layer_scale,
@@ -155,7 +157,14 @@ def _initial(command: StudentCommand, num_classes: int) -> DeiTLT | PlainViT:
     model = build_student(config)
     if command.init is None:
         return model
-    tensors = load_transformer(command.init)[0].state_dict()
+    trained, card = load_transformer(command.init)
+    tensors = trained.state_dict()
+    difference = class_difference(card, classes)
+    if difference and not recipe.retrain_heads:
+        raise CheckpointError(
+            f"{command.init}: {difference}, so its heads cannot be kept; start from a run on this "
+            "data, or pass --retrain-heads to train new heads on its features"
+        )
     if recipe.retrain_heads:
         tensors |= {k: v for k, v in model.state_dict().items() if k.startswith("head")}
     try:
@@ -163,7 +172,7 @@ def _initial(command: StudentCommand, num_classes: int) -> DeiTLT | PlainViT:
     except RuntimeError as error:
         raise CheckpointError(
             f"{command.init}: its weights do not fit recipe {recipe.name}; "
-            "size, patch size, image size and classes must be the same"
+            "size, patch size, image size and experts must be the same"
         ) from error
     return model
 

@@ -18,6 +18,7 @@ from deitlt.preprocess import PreprocessSpec
 from deitlt.weights import Card
 from training.data import FILES_HASH, EvaluationImages, Splits
 from training.engine.distributed import speaks
+from training.run_data import class_difference
 from training.teachers.labelling import Teacher
 
 # A teacher must have come this share of the way from guessing to knowing.
@@ -100,17 +101,8 @@ def check_teacher(card: Card, splits: Splits, path: Path) -> None:
         CheckpointError: its classes, or their order, are not those of the data.
     """
     images = splits.train
-    if card.classes != images.classes:
-        if sorted(card.classes) == sorted(images.classes):
-            at = next(i for i, name in enumerate(images.classes) if card.classes[i] != name)
-            raise CheckpointError(
-                f"{path}: the teacher has the classes in another order (its class {at} is "
-                f"{card.classes[at]!r}, the data's {images.classes[at]!r}); retrain it on this data"
-            )
-        raise CheckpointError(
-            f"{path}: the teacher knows {len(card.classes)} classes, the data has "
-            f"{len(images.classes)} and not the same ones; train a teacher on this data"
-        )
+    if difference := class_difference(card, images.classes):
+        raise CheckpointError(f"{path}: the teacher {difference}; train a teacher on this data")
     if card.train_counts != images.counts().tolist():
         theirs, ours = np.array(card.train_counts), images.counts()
         at = int(np.argmax(np.abs(np.log(theirs + 1) - np.log(ours + 1))))
