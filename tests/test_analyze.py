@@ -24,6 +24,7 @@ from deitlt.student import StudentConfig, build_student
 from deitlt.weights import Card, load_tensors, save_tensors, save_weights
 from tests.export_support import card_of, noise_student, save_student
 from training import analyze, evaluate
+from training.analysis.omissions import unreadable
 from training.analysis.teacher_views import ask_teacher
 from training.analyze import AnalyzeCommand, main
 from training.recipes import students
@@ -234,7 +235,7 @@ def test_a_teacher_is_asked_what_the_students_recipe_showed_it(
     teacher = load_teacher(runs / "teacher", SPEC)
     recipe = replace(students.digits(), img_size=16, **fields)
     images = read_labelled(data)["test"].subset(np.arange(4))
-    answers = ask_teacher(teacher, images, SPEC, recipe, device)
+    answers = ask_teacher(teacher, images, SPEC, recipe, device, {})
     assert [answer.view for answer in answers] == views
 
 
@@ -243,6 +244,18 @@ def test_a_file_that_cannot_be_read_is_listed(report: Path) -> None:
     assert fault["path"].endswith("3/0001.png")
     assert "damaged" in fault["reason"]
     assert "0001.png" in (report / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_file_that_the_teacher_cannot_read_is_listed(runs: Path, data: Path) -> None:
+    images = read_labelled(data)["test"]
+    faults: dict[Path, str] = {}
+    teacher = load_teacher(runs / "teacher")
+    views = ask_teacher(teacher, images, SPEC, None, torch.device("cpu"), faults)
+    assert [len(view.entropies) for view in views] == [39, 39, 39]
+    assert list(faults) == [data / "test" / "3" / "0001.png"]
+    section = unreadable([], faults)
+    assert section is not None
+    assert "0001.png" in section.files["unreadable"]
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:

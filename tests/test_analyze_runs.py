@@ -214,12 +214,14 @@ def test_what_a_report_lacks_stands_in_it(
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copy(run / "student.safetensors", bare)
+    (bare / "results.csv").write_text("epoch,loss\n")
     output = tmp_path / "report"
     words = [str(bare), "--data", str(data), "--output", str(output)]
     assert analyze.main(words) == 0
     shown = capsys.readouterr().out
     page = (output / "report.html").read_text(encoding="utf-8")
-    for text in ("bare: cosine distance over training and learning curves (it has no results.csv)",
+    for text in ("bare: cosine distance over training and learning curves (it has no results.csv "
+                 "with an epoch in it)",
                  "teacher: how sure the teacher is (name the run folder"):  # fmt: skip
         assert text in shown
         assert text in page

@@ -212,13 +212,17 @@ def test_evaluate_takes_other_data_as_it_is(
         assert metrics["num_images"] == num_images
 
 
-def test_evaluate_finds_the_runs_own_held_out_images(
-    student: Path, data: Path, tmp_path: Path
+def test_evaluate_finds_the_runs_own_images(
+    student: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, card = load_weights(student, "student")
-    for split in ("val", "train"):
+    for split, warning in (("val", ""), ("train", "trained on 21 of these 21 images")):
         where = ["--data", str(data), "--split", split, "--output", str(tmp_path)]
+        capsys.readouterr()
         assert evaluate.main([str(student), *where]) == 0
+        said = capsys.readouterr().err
+        assert warning in said
+        assert said.count("\n") == bool(warning)
     held_out = json.loads((tmp_path / "metrics-val.json").read_text())
     # The very figures by which the epoch was selected.
     assert held_out["heads"] == json.loads(json.dumps(card.validation))

@@ -143,6 +143,7 @@ def analyze(command: AnalyzeCommand, words: str) -> None:
         for run, split, images in judged
     ]
     first = studies[0]
+    not_asked: dict[Path, str] = {}
     parts = [
         sections.accuracy(studies),
         _rollouts(first, command, device),
@@ -150,11 +151,11 @@ def analyze(command: AnalyzeCommand, words: str) -> None:
         sections.attention_distance(studies),
         sections.feature_rank(studies),
         sections.divergence(studies),
-        _teacher(teacher, first, command, device),
+        _teacher(teacher, first, command, device, not_asked),
         sections.convergence({n: c for n, c in curves.items() if c}),
         sections.confusion(first),
         sections.counts_accuracy(first),
-        unreadable(studies),
+        unreadable(studies, not_asked),
         left_out(studies, teacher=teacher is not None),
     ]
     shown = [part for part in parts if part is not None]
@@ -235,9 +236,16 @@ def _load_teacher(command: AnalyzeCommand, device: torch.device) -> Teacher | No
 
 
 def _teacher(
-    teacher: Teacher | None, first: Study, command: AnalyzeCommand, device: torch.device
+    teacher: Teacher | None,
+    first: Study,
+    command: AnalyzeCommand,
+    device: torch.device,
+    unreadable: dict[Path, str],
 ) -> Section | None:
-    """The teacher on what the student was trained on, or else on what it is judged by."""
+    """The teacher on what the student was trained on, or else on what it is judged by.
+
+    `unreadable` gets the images that cannot be read, and why.
+    """
     if teacher is None:
         return None
     trained = own_splits(command.data, first.card).get("train")
@@ -248,7 +256,7 @@ def _teacher(
         images = images.subset(np.sort(chosen))
     recipe = recipe_of(first.card)
     assert recipe is None or isinstance(recipe, StudentRecipe), "the card is a student's"
-    answers = ask_teacher(teacher, images, first.card.preprocess, recipe, device)
+    answers = ask_teacher(teacher, images, first.card.preprocess, recipe, device, unreadable)
     return sections.teacher_entropy(answers, which, len(first.card.classes))
 
 

@@ -52,16 +52,24 @@ def pick_split(data: Path, split: str | None, card: Card) -> tuple[str, Labelled
     """The images of a split and its name; by default test, else val, else all, else train.
 
     On the data of the run, train and val are what it trained on and held out.
-    Says so on stderr where the run's card is too old to tell these.
+    Warns on stderr of images that the run was trained on, or where its card is too old to tell.
 
     Raises:
         DataError: there is no such split.
     """
+    own = own_splits(data, card)
+    name, images = labelled.pick_split(read_labelled(data, card.classes) | own, split, data)
     if card.train_files_sha256 and not card.train_files_sha256.startswith(FILES_HASH):
         print(
             f"warning: {data}: which of these images the run was trained on cannot be told; it is "
             "of an earlier version, which noted names alone",
             file=sys.stderr,
         )
-    known = read_labelled(data, card.classes) | own_splits(data, card)
-    return labelled.pick_split(known, split, data)
+    seen = set(own["train"].paths).intersection(images.paths) if own else ()
+    if seen:
+        print(
+            f"warning: {data}: the run was trained on {len(seen)} of these {len(images)} images; "
+            "figures on them say little of new ones",
+            file=sys.stderr,
+        )
+    return name, images

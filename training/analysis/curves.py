@@ -27,7 +27,7 @@ class Curve:
 
 
 def read_curves(run: Path) -> dict[str, Curve]:
-    """The curves of a run folder by column; empty where it has no results.csv.
+    """The curves of a run folder by column; empty where it has no epoch in a results.csv.
 
     Raises:
         DataError: results.csv is damaged.

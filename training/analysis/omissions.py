@@ -12,9 +12,14 @@ from training.analysis.study import Study
 MAX_LISTED = 20
 
 
-def unreadable(studies: Sequence[Study]) -> Section | None:
-    """The files that were left out; None without any."""
-    faults: dict[Path, str] = {}
+def unreadable(studies: Sequence[Study], asked: dict[Path, str]) -> Section | None:
+    """The files that were left out; None without any.
+
+    Args:
+        studies: of the report.
+        asked: what was left out when the teacher was asked, and why.
+    """
+    faults = dict(asked)
     for study in studies:
         faults |= study.unreadable
     if not faults:
@@ -52,7 +57,12 @@ def left_out(studies: Sequence[Study], *, teacher: bool) -> Section | None:
 def _reasons(study: Study) -> list[tuple[str, str]]:
     """What is not shown of a student, and why."""
     if not study.curves:
-        return [("cosine distance over training and learning curves", "it has no results.csv")]
+        return [
+            (
+                "cosine distance over training and learning curves",
+                "it has no results.csv with an epoch in it",
+            )
+        ]
     reasons = []
     if len(study.experts) < 2:
         reasons.append(("DIST and the distance of both experts", "it has one expert"))

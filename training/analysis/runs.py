@@ -53,7 +53,9 @@ def check_runs(runs: Sequence[Path]) -> None:
         if is_student(run) or (run / MANIFEST).is_file():
             load_run(run)
         elif not read_curves(run):
-            raise CheckpointError(f"{run}: has neither a student nor a results.csv")
+            raise CheckpointError(
+                f"{run}: has neither a student nor a results.csv with an epoch in it"
+            )
     places = [_place(run) for run in runs]
     for run, place in zip(runs, places, strict=True):
         if places.count(place) > 1:

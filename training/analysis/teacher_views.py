@@ -4,6 +4,7 @@ Legend: `N` images, `C` classes, `S` side of the student's input.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ def ask_teacher(
     spec: PreprocessSpec,
     recipe: StudentRecipe | None,
     device: torch.device,
+    unreadable: dict[Path, str],
 ) -> list[Sureness]:
     """The teacher's entropy on the same images seen in two or three ways.
 
@@ -47,10 +49,11 @@ def ask_teacher(
 
     Args:
         teacher: on `device`.
-        images: what it is asked about; files that cannot be read are left out.
+        images: what it is asked about.
         spec: the student's evaluation preprocessing.
         recipe: the student's; None takes the paper's view.
         device: where to run.
+        unreadable: gets the files that cannot be read and are left out, and why.
 
     Raises:
         DataError: no image can be read.
@@ -67,7 +70,7 @@ def ask_teacher(
         logits[how].append(teacher.logits(batch).float().cpu())
         labels[how].append(right)
 
-    for clean, seen, positions in _views(images, spec, view, generator, device):
+    for clean, seen, positions in _views(images, spec, view, generator, device, unreadable):
         own = images.labels[positions]
         ask(CLEAN, clean, own)
         ask(name, seen, own)
@@ -97,11 +100,12 @@ def _views(
     view: RandomView,
     generator: np.random.Generator,
     device: torch.device,
+    unreadable: dict[Path, str],
 ) -> Iterator[tuple[Tensor, Tensor, NDArray[np.int64]]]:
     """Clean and random views, `(B, 3, S, S)` each, and the positions of their images."""
     bar = tqdm(total=len(images), desc="asking the teacher", unit="image", disable=None)
     with bar:
-        for pictures, positions in decoded(images.paths, MICRO_BATCH, {}):
+        for pictures, positions in decoded(images.paths, MICRO_BATCH, unreadable):
             clean = normalise(np.stack([resize_crop(p, spec) for p in pictures]), spec)
             plan = view.draw(generator, len(pictures))
             cut = np.stack([view.crop(p, plan, i) for i, p in enumerate(pictures)])
