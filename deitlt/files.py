@@ -3,12 +3,16 @@
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+# What the name of a folder ends with that `new_folder` has not finished.
+UNFINISHED = ".unfinished"
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -49,14 +53,17 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
     A former `path` is replaced only then, and only with `overwrite`; the caller has checked that it
     may be. Two renames, so a kill between them leaves the old folder under `.<name>.old`; the next
-    call puts it back.
+    call puts it back, and removes what a kill left of the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     restore_stranded(path)
     old = _former(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     temporary.chmod(0o755)
+    lock = _lock(temporary)
     try:
+        if lock is not None:  # only now, lest another call takes it for what a kill has left
+            temporary = temporary.rename(f"{temporary}{UNFINISHED}")
         yield temporary
         for file in [*temporary.rglob("*"), temporary]:
             sync(file)
@@ -70,12 +77,28 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         _remove(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def restore_stranded(path: Path) -> None:
-    """Put back a folder that a killed `new_folder` had moved aside and not yet replaced."""
+    """Put back a folder that a killed `new_folder` had moved aside, and remove its unfinished one.
+
+    Those of processes that still work on theirs stay.
+    """
     if _former(path).exists() and not path.exists():
         _former(path).rename(path)
+    try:
+        names = os.listdir(path.parent)
+    except OSError:  # no such folder, or not ours to look into
+        return
+    for name in names:
+        if name.startswith(f".{path.name}.") and name.endswith(UNFINISHED):
+            left = path.with_name(name)
+            lock = _lock(left)
+            if lock is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
 
 
 def move_into_place(source: Path, target: Path) -> None:
@@ -103,6 +126,27 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that locks a folder until it is closed, or its process ends however it ends.
+
+    None where another has it, or where folders cannot be locked (Windows, NFS).
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # removed meanwhile, or no folder
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _remove(folder: Path) -> None:

@@ -266,6 +266,17 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
     return line
 
 
+def test_what_a_kill_has_left_is_cleared_up_at_the_next_start(
+    runs: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".new.old").mkdir()
+    (tmp_path / ".new.old" / "report.html").touch()
+    (tmp_path / ".new.abcd1234.unfinished").mkdir()
+    where: list[str | Path] = ["--data", data, "--output", tmp_path / "new"]
+    assert "holds a report already" in complaint(capsys, runs / "student", *where)
+    assert [file.name for file in tmp_path.iterdir()] == ["new"]
+
+
 def test_mistakes_get_one_line_and_leave_nothing(
     runs: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

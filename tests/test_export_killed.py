@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deitlt.bundle import open_bundle, write_bundle
-from deitlt.files import new_folder
+from deitlt.files import new_folder, restore_stranded
 from tests.test_architecture import ROOT
 from tests.test_bundle import copy_of
 
@@ -82,6 +82,9 @@ def test_a_killed_export_leaves_no_bundle(
     status, _ = killed_at(place, fitted_run, output, digits)
     assert status == -signal.SIGKILL
     assert not output.exists()
+    assert [file.name[:8] for file in tmp_path.iterdir()] == [".bundle."]
+    restore_stranded(output)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("place", PLACES[1:3])
@@ -123,6 +126,15 @@ def test_the_next_export_works(tmp_path: Path, bundle_path: Path) -> None:
     written = write_bundle(target, copy_of(bundle_path), overwrite=True)
     assert open_bundle(target) == written
     assert not target.with_name(".bundle.old").exists()
+
+
+def test_what_another_still_writes_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with new_folder(path, overwrite=False) as first:
+        (first / "file").touch()
+        restore_stranded(path)
+        assert (first / "file").exists()
+    assert [file.name for file in tmp_path.rglob("*")] == ["folder", "file"]
 
 
 def test_a_link_to_a_bundle_may_be_replaced_again_and_again(

@@ -20,7 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from deitlt.errors import CheckpointError, DataError, UsageError
-from deitlt.files import new_folder, write_text
+from deitlt.files import new_folder, restore_stranded, write_text
 from deitlt.labelled import LabelledImages
 from deitlt.longtail import head_mid_tail
 from deitlt.measuring import describe, hardware, versions
@@ -106,6 +106,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds something else, or that cannot be written."""
     if output.is_file():
         raise UsageError(f"{output}: is a file; name a folder for the report")
+    restore_stranded(output)
     if output.exists() and any(output.iterdir()):
         if not (output / PAGE).is_file():
             raise UsageError(f"{output}: is no report of this program; name another --output")
