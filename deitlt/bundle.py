@@ -157,6 +157,8 @@ class Bundle:
                 f"against torch on {parity['num_images']} images max |logit difference| "
                 f"{parity['max_abs_diff']:.1e}, same top-1 {100 * parity['same_top1']:.1f} %"
             )
+            if doubt := (entry.get("gate") or {}).get("doubt"):
+                lines.append(f"  {'':<12} passed, not certified: {doubt}")
         for variant, reason in self.manifest["refused"].items():
             lines.append(f"  {variant:<12} refused at export: {reason}")
         return "\n".join(lines)

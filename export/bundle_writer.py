@@ -50,7 +50,7 @@ from export.to_onnx import describe_graph
 from export.to_triton import export_triton
 from export.triton_config import check_names
 from export.variants import INT8, TRITON, VARIANTS, Variant
-from export.verification_data import calibration_pixels, pick_split, spread
+from export.verification_data import calibration_pixels, pick_split, spread, training_images
 
 NUM_GOLDEN = 8
 # Images asked in small batches too.
@@ -74,7 +74,7 @@ class Options:
         calibration: training images for int8; by default the training split of the data.
         max_images: verify on at most so many images, spread over the classes.
         max_loss_points: largest loss of fp16 and int8 overall, percentage points.
-        max_group_loss_points: largest loss in a group with enough images to tell.
+        max_group_loss_points: largest loss in a group, percentage points; see `gate` on both.
         weights: put in the run's weights and learning curves, which fused graphs cannot give back.
     """
 
@@ -112,15 +112,15 @@ def export_bundle(
     check_free(output.resolve(), overwrite=overwrite)
     model, card = load_student(checkpoint)
     split, images = pick_split(data, card.classes, options.split, options.max_images)
-    calibration = None
+    training = None
     if INT8 in options.variants:
-        calibration = calibration_pixels(data, options.calibration, card.classes, card.preprocess)
+        training = training_images(data, options.calibration, card.classes)
     name = options.name or output.resolve().name
     if TRITON in options.variants:
         check_names(name, card.classes)
 
     def fill(folder: Path) -> dict[str, Any]:
-        export = _Export(model, card, images, calibration, options, folder)
+        export = _Export(model, card, images, training, options, folder)
         artefacts = {FLOAT32: export.add(FLOAT32)}
         for variant in dict.fromkeys(options.variants):
             if variant != TRITON and (entry := export.add(variant)):
@@ -143,7 +143,7 @@ class _Export:
     model: DeiTLT
     card: Card
     images: LabelledImages
-    calibration: Pixels | None
+    training: LabelledImages | None
     options: Options
     folder: Path
     refused: dict[str, str] = field(default_factory=dict)
@@ -152,7 +152,8 @@ class _Export:
 
     def __post_init__(self) -> None:
         sample = spread(len(self.images), NUM_SAMPLE)
-        self.sample_pixels = np.concatenate(list(self._batches(sample)))
+        paths = self.images.subset(sample).paths
+        self.sample_pixels = np.concatenate(list(load_batches(paths, self.card.preprocess, BATCH)))
         torch_says = PlainStudent(self.model, self.card)
         self.expected = answers(torch_says, self._progress("torch"))
         self.sample_expected = torch_says.run(self.sample_pixels)
@@ -172,9 +173,9 @@ class _Export:
         kept: list[str] = []
         if variant.write:
             variant.write(self.model, self.card, self.options.attention or variant.attention, path)
-            actual = self._run(name, variant)
         else:
-            actual, kept = self._quantize(name, variant)
+            kept = self._quantize(name, variant)
+        actual = self._run(name, variant)
         parity = compare(actual, self.expected)
         if variant.precision == "float32":
             check_exact(variant.file, parity)
@@ -184,8 +185,7 @@ class _Export:
                 torch_says = PlainStudent(self.model, self.card).rollouts(self.sample_pixels)
                 check_rollouts(variant.file, runtime, self.sample_pixels, torch_says)
         else:
-            gate = self.gates.get(name) or self._judge(name, actual)
-            self.gates[name] = gate
+            gate = self.gates[name] = self._judge(name, self.images, self.expected, actual)
             if reason := gate.refusal():
                 path.unlink()
                 self.refused[name] = reason
@@ -224,36 +224,41 @@ class _Export:
         text = model_card(manifest, self.reports, self.gates, source)
         write_text(self.folder / "README.md", text)
 
-    def _quantize(self, name: str, variant: Variant) -> tuple[Outputs, list[str]]:
-        """int8 with as few layers in float32 as the gate asks for, those that hurt most first."""
-        assert self.calibration is not None
+    def _quantize(self, name: str, variant: Variant) -> list[str]:
+        """Write int8; returns its layers in float32, those that hurt most and as few as it takes.
+
+        How many is tried on training images, so that those it is judged on see one form alone: of
+        several, one would sooner or later pass by luck.
+        """
+        assert self.training is not None
         source, target = self.folder / MODEL, self.folder / variant.file
+        calibration = calibration_pixels(self.training, self.card.preprocess)
+        expected = self._run(FLOAT32, VARIANTS[FLOAT32], self.training)
+        kept: list[str] = []
         ranked: list[str] = []
         for num_kept in range(MAX_KEPT_FLOAT + 1):
             if num_kept == 1:
-                ranked = rank_layers(source, self.calibration)
+                ranked = rank_layers(source, calibration)
             kept = ranked[:num_kept]
-            quantize_int8(source, target, self.calibration, keep_float=kept)
-            actual = self._run(name, variant)
-            gate = self.gates[name] = self._judge(name, actual)
-            # More float32 layers cannot make up for a set too small to tell.
-            if gate.refusal() is None or not gate.overall.enough:
+            quantize_int8(source, target, calibration, keep_float=kept)
+            actual = self._run(name, variant, self.training)
+            if not self._judge(name, self.training, expected, actual).loses:
                 break
-        return actual, kept
+        return kept
 
-    def _judge(self, name: str, actual: Outputs) -> Gate:
+    def _judge(self, name: str, images: LabelledImages, expected: Outputs, actual: Outputs) -> Gate:
         return judge(
             name,
-            self.images.labels,
-            self.expected.logits,
+            images.labels,
+            expected.logits,
             actual.logits,
             self.card.train_counts,
             max_loss_points=self.options.max_loss_points,
             max_group_loss_points=self.options.max_group_loss_points,
         )
 
-    def _run(self, name: str, variant: Variant) -> Outputs:
-        return answers(self._open(name, variant), self._progress(variant.file))
+    def _run(self, name: str, variant: Variant, images: LabelledImages | None = None) -> Outputs:
+        return answers(self._open(name, variant), self._progress(variant.file, images))
 
     def _open(self, name: str, variant: Variant) -> Runtime:
         path = self.folder / variant.file
@@ -262,13 +267,12 @@ class _Export:
         artefact = Artefact(name, path, variant.format, variant.precision, 0.0)
         return TorchRuntime(artefact, device="cpu")
 
-    def _progress(self, what: str) -> Iterator[Pixels]:
-        batches = self._batches(np.arange(len(self.images)))
-        total = -(-len(self.images) // BATCH)
+    def _progress(self, what: str, images: LabelledImages | None = None) -> Iterator[Pixels]:
+        """Batches of the images to verify on, or of others."""
+        paths = (images or self.images).paths
+        batches = load_batches(paths, self.card.preprocess, BATCH)
+        total = -(-len(paths) // BATCH)
         yield from tqdm(batches, total=total, desc=f"running {what}", disable=None)
-
-    def _batches(self, indices: IntArray) -> Iterator[Pixels]:
-        return load_batches(self.images.subset(indices).paths, self.card.preprocess, BATCH)
 
     def _report(self, outputs: Outputs) -> dict[str, Report]:
         return {

@@ -79,5 +79,10 @@ def _check_row(name: str, entry: dict[str, Any]) -> str:
 
 
 def _gate_section(gate: Gate) -> str:
-    verdict = "Not in this bundle" if gate.refusal() else "Passed"
-    return f"\n{verdict}: {gate.refusal() or gate.name}\n```\n{gate.table()}\n```"
+    if refusal := gate.refusal():
+        verdict = f"Not in this bundle: {refusal}"
+    elif doubt := gate.doubt():
+        verdict = f"Passed, not certified: {gate.name}: {doubt}"
+    else:
+        verdict = f"Certified: {gate.name}: the whole interval lies within the limits"
+    return f"\n{verdict}\n```\n{gate.table()}\n```"

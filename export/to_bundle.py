@@ -90,7 +90,7 @@ def _parser() -> OneLineParser:
         "--max-group-loss",
         type=float,
         default=MAX_GROUP_LOSS_POINTS,
-        help=f"and in a group with enough images to tell ({MAX_GROUP_LOSS_POINTS})",
+        help=f"and in each group of classes ({MAX_GROUP_LOSS_POINTS})",
     )
     forms = [form for form in get_args(Attention) if form != "sdpa"]
     parser.add_argument(

@@ -10,6 +10,8 @@ from deitlt.longtail import IntArray
 from deitlt.preprocess import Pixels, PreprocessSpec, load_batches
 
 NUM_CALIBRATION = 128
+# Training images that a choice between forms of int8 is made on.
+NUM_TRIAL = 1000
 # Split of the data that figures are taken on: the first of these that is there.
 SPLITS = ("test", "val", "all")
 
@@ -41,16 +43,13 @@ def pick_split(
     return name, images
 
 
-def calibration_pixels(
-    data: Path, calibration: Path | None, classes: list[str], preprocess: PreprocessSpec
-) -> Pixels:
-    """Training images for int8, `(N, S, S, 3)`: as many of each class as can be.
+def training_images(data: Path, calibration: Path | None, classes: list[str]) -> LabelledImages:
+    """Training images for int8: one of every class, then a second one of every class, and so on.
 
     Args:
         data: labelled images, whose training split is taken unless there is
         calibration: other training images.
         classes: of the model.
-        preprocess: how an image becomes the model's input.
 
     Raises:
         DataError: the data cannot be read, has other classes or no training split.
@@ -65,8 +64,13 @@ def calibration_pixels(
             f"{source}: has no training split to calibrate int8 on; name training images with "
             "--calibration"
         )
-    chosen = images.subset(_by_turns(images.labels)[:NUM_CALIBRATION])
-    return np.concatenate(list(load_batches(chosen.paths, preprocess, 32)))
+    return images.subset(_by_turns(images.labels)[:NUM_TRIAL])
+
+
+def calibration_pixels(images: LabelledImages, preprocess: PreprocessSpec) -> Pixels:
+    """The first of `training_images` as a model's input, `(N, S, S, 3)`."""
+    paths = images.paths[:NUM_CALIBRATION]
+    return np.concatenate(list(load_batches(paths, preprocess, 32)))
 
 
 def spread(length: int, count: int) -> IntArray:

@@ -197,14 +197,14 @@ def test_ties_go_to_the_lower_class() -> None:
 def test_a_broken_tail_passes_overall_and_is_refused() -> None:
     # Four hundred more images a head class: what the tail loses hardly shows overall.
     labels = np.concatenate([LABELS, np.repeat([0, 1, 2], 400)])
-    gate = judge_int8(wrong(labels, *in_class(9, 5)), labels)
-    assert gate.overall.difference == pytest.approx(-5 / 2200)
+    gate = judge_int8(wrong(labels, *in_class(9, 6)), labels)
+    assert gate.overall.difference == pytest.approx(-6 / 2200)
     assert not gate.overall.refused
-    assert group(gate, "tail").difference == pytest.approx(-0.05 / 3)
+    assert group(gate, "tail").difference == pytest.approx(-0.06 / 3)
     assert [name for name, c in gate.groups.items() if c and c.refused] == ["tail", "few"]
     assert gate.refusal() == (
-        "int8: loses 1.67 points in tail (100.00 -> 98.33 %, limit 0.5, 95 % interval -3.36 to "
-        "0.05), 1.25 points in few (100.00 -> 98.75 %, limit 0.5, 95 % interval -2.53 to 0.04)"
+        "int8: loses 2 points in tail (100.00 -> 98.00 %, limit 0.5, 95 % interval -3.81 to "
+        "-0.16), 1.5 points in few (100.00 -> 98.50 %, limit 0.5, 95 % interval -2.86 to -0.12)"
     )
 
 
@@ -214,9 +214,9 @@ def test_a_gain_passes() -> None:
 
 
 def test_a_loss_overall_is_refused() -> None:
-    refusal = judge_int8(wrong(LABELS, *spread(4))).refusal()
+    refusal = judge_int8(wrong(LABELS, *spread(6))).refusal()
     assert refusal is not None
-    assert refusal.startswith("int8: loses 0.4 points overall (100.00 -> 99.60 %, limit 0.3, ")
+    assert refusal.startswith("int8: loses 0.6 points overall (100.00 -> 99.40 %, limit 0.3, ")
 
 
 @pytest.mark.parametrize("number", range(1, 31))
@@ -224,49 +224,21 @@ def test_exactly_the_limit_passes_overall(number: int) -> None:
     # Most of 0.1 %, 0.2 %, ... are no binary fractions, and some are rounded downwards.
     variant = wrong(LABELS, *spread(number))
     points = number / 10
-    for max_loss_points, refused in ((points, False), (points - 1e-4, number > 1)):
+    # Of fewer than six images of a thousand it is not certain that they were lost.
+    for max_loss_points, refused in ((points, False), (points - 1e-4, number > 5)):
         gate = judge_int8(variant, max_loss_points=max_loss_points)
-        # A thousand images are too few to tell less than 0.1 points, so the first is never refused.
         assert gate.overall.refused == refused
 
 
 def test_exactly_the_limit_passes_in_a_group() -> None:
-    # A class of 200 in the head of 600: one image of it is 1/600, three are 0.5 points.
-    labels = np.concatenate([np.repeat(np.arange(10), 200), np.repeat([3, 4, 5, 6], 100)])
-    assert judge_int8(wrong(labels, 0, 200, 400), labels).refusal() is None
-    refusal = judge_int8(wrong(labels, 0, 200, 400, 401), labels).refusal()
+    # Classes of 400 in the head of 1200: one image of it is 1/1200, six are 0.5 points.
+    labels = np.concatenate([np.repeat(np.arange(10), 400), np.repeat([3, 4, 5, 6], 200)])
+    head = (0, 1, 400, 401, 800, 801)
+    assert judge_int8(wrong(labels, *head), labels).refusal() is None
+    refusal = judge_int8(wrong(labels, *head, 802), labels).refusal()
     assert refusal is not None
-    assert refusal.startswith("int8: loses 0.667 points in head (100.00 -> 99.33 %, limit 0.5, ")
+    assert refusal.startswith("int8: loses 0.583 points in head (100.00 -> 99.42 %, limit 0.5, ")
     assert "overall" not in refusal
-
-
-@pytest.mark.parametrize(("tail_images", "enough"), [(66, False), (67, True)])
-def test_a_small_group_is_reported_but_does_not_gate(tail_images: int, enough: bool) -> None:
-    labels = np.concatenate([np.repeat(np.arange(7), 300), np.repeat([7, 8, 9], tail_images)])
-    counts = [*COUNTS[:6], 20, *COUNTS[7:]]  # few is then tail, so nothing else judges it
-    variant = wrong(labels, *range(2100, 2105))
-    gate = judge("int8", labels, one_hot(labels), variant, counts)
-    tail = group(gate, "tail")
-    assert tail.enough == tail.refused == enough
-    assert tail.difference == pytest.approx(-5 / tail_images / 3)
-    assert ("too few to tell" in gate.table()) == (not enough)
-    assert (gate.refusal() is None) == (not enough)
-
-
-def test_a_certain_loss_is_refused_even_in_a_small_group() -> None:
-    labels = np.concatenate([np.repeat(np.arange(7), 300), np.repeat([7, 8, 9], 20)])
-    gate = judge_int8(wrong(labels, *range(2100, 2112)), labels)
-    assert group(gate, "tail").refused
-    assert not group(gate, "tail").enough
-
-
-def test_200_images_in_equal_classes_are_enough_for_a_group() -> None:
-    assert group(judge_int8(one_hot(LABELS)), "many").enough
-    for size in (10, 20, 50, 200):  # and are not rounded away: twenty classes of 10 would be
-        labels = np.repeat(np.arange(200 // size), size)
-        counts = [300] * (200 // size)
-        logits = np.eye(len(counts))[labels]
-        assert group(judge("int8", labels, logits, logits, counts), "many").enough
 
 
 def test_a_few_images_in_one_class_make_a_group_small() -> None:
@@ -274,7 +246,7 @@ def test_a_few_images_in_one_class_make_a_group_small() -> None:
     tail = group(judge_int8(one_hot(labels), labels), "tail")
     assert tail.num_images == 203
     assert tail.effective_images == pytest.approx(9 / (2 / 100 + 1 / 3))
-    assert not tail.enough
+    assert tail.verdict == "passes"
 
 
 def test_too_small_a_set_vouches_for_nothing() -> None:
@@ -331,7 +303,7 @@ def test_table_and_refusals_are_for_people() -> None:
         *("head", "100.00", "96.67", "-3.33", f"{100 * low:.2f}", "to", f"{100 * high:.2f}"),
         *("0.5", "300", "300", "refused"),
     ]
-    assert lines[3].split()[-1] == "passes"
+    assert lines[3].split()[-1] == "passes"  # no loss, but too few images to rule one out
     assert lines[4] == "tail      no images"
     refusal = gate.refusal()
     assert refusal is not None

@@ -17,8 +17,10 @@ from deitlt.runtimes import OnnxRuntime
 from deitlt.student import DeiTLT, StudentConfig
 from export import bundle_writer
 from export.fuse import FusedStudent
+from export.gate import Gate, judge
 from export.quantize import LAYERS, quantize_int8, rank_layers
 from export.to_onnx import export_onnx
+from export.verification_data import NUM_TRIAL
 from tests.export_support import (
     card_of,
     export,
@@ -161,7 +163,16 @@ def test_the_layer_that_rounding_hurts_most_comes_first(
     assert sorted(ranked) == sorted(LAYERS)
 
 
-def test_the_layer_that_costs_accuracy_stays_float32(digits: Path, tmp_path: Path) -> None:
+def test_the_layer_that_costs_accuracy_stays_float32(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+
+    def judge_noted(name: str, labels: Any, *arguments: Any, **limits: Any) -> Gate:
+        judged.append(len(labels))
+        return judge(name, labels, *arguments, **limits)
+
+    monkeypatch.setattr(bundle_writer, "judge", judge_noted)
     model, card = fitted_student(digits)
     run = save_student(tmp_path / "run", spoil_proj(model), card)
     assert export(run, tmp_path / "bundle", digits, "--variants", "int8") == 0
@@ -169,6 +180,8 @@ def test_the_layer_that_costs_accuracy_stays_float32(digits: Path, tmp_path: Pat
     entry = bundle.manifest["artefacts"]["int8"]
     assert entry["float32_layers"] == ["proj"]
     assert bundle.manifest["refused"] == {}
+    # Two forms are tried on training images, and those it is judged on see the one that is chosen.
+    assert judged == [NUM_TRIAL, NUM_TRIAL, entry["gate"]["overall"]["num_images"]]
     for name, (weight, _) in layer_weights(bundle.artefact("int8").path).items():
         layer = name.split(".")[-2]
         assert (weight.dtype == np.int8) == (layer in LAYERS and layer != "proj"), name

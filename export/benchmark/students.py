@@ -19,7 +19,12 @@ from deitlt.student import DeiTLT, StudentConfig, load_student
 from deitlt.weights import Card
 from export.benchmark.runners import Images, Runner
 from export.parity import PlainStudent
-from export.verification_data import calibration_pixels, pick_split, spread
+from export.verification_data import (
+    calibration_pixels,
+    pick_split,
+    spread,
+    training_images,
+)
 
 SEED = 0
 # An exporter drops biases that are zero, as a fresh student's are; a trained one has none such.
@@ -85,7 +90,8 @@ def trained(checkpoint: Path, data: Path | None, max_images: int) -> Student:
     split, images = pick_split(data, card.classes, None, max_images)
     pixels = np.concatenate(list(load_batches(images.paths, card.preprocess, 32)))
     try:
-        calibration = calibration_pixels(data, None, card.classes, card.preprocess)
+        training = training_images(data, None, card.classes)
+        calibration = calibration_pixels(training, card.preprocess)
     except DataError:
         calibration = pixels  # only the accuracy of int8 depends on it, and that is then flattered
         split += ", int8 calibrated on them"
