@@ -37,6 +37,8 @@ from deitlt.student import DeiTLT
 # How attention is written down: two matrix products and a softmax, the standard Attention operator
 # of ONNX (opset 23), or PyTorch's own fused function.
 Attention = Literal["matmul", "operator", "sdpa"]
+# The middle of the range of pixels.
+CENTRE = 128
 # What goes in: uint8 RGB `(B, S, S, 3)`, or normalised float32 `(B, 3, S, S)`.
 Input = Literal["pixels", "normalised"]
 
@@ -64,9 +66,8 @@ class FusedStudent(nn.Module):
             takes: `pixels` as uint8 `(B, S, S, 3)`, or `normalised` float32 `(B, 3, S, S)`.
             experts: also give both experts' logits and features, not only the average.
             explain: also give both experts' rollouts; attention is `matmul` then.
-            dtype: of the blocks. The patch embedding and the heads stay float32: folding the
-                normalisation leaves weights near 1e-4, where float16 has few bits left, and logits
-                are what answers are compared by. Both are cheap.
+            dtype: of all but the heads, which stay float32: logits are what answers are compared
+                by. In float16 128 is taken off the pixels, see `fold_normalisation`.
         """
         super().__init__()
         assert not explain or (experts and attention == "matmul")
@@ -75,8 +76,14 @@ class FusedStudent(nn.Module):
         self.width = student.embed_dim
         self.patch_size = student.patch_embed.patch_size[0]
         self.side = preprocess.img_size // self.patch_size
-        fold = fold_normalisation if takes == "pixels" else flatten_patch
-        self.patch = fold(student.patch_embed.proj, preprocess)
+        self.dtype = dtype
+        proj = student.patch_embed.proj
+        self.centre = CENTRE if takes == "pixels" and dtype == torch.float16 else 0
+        self.patch = (
+            fold_normalisation(proj, preprocess, self.centre)
+            if takes == "pixels"
+            else flatten_patch(proj)
+        )
         self.prefix, self.position = _fold_positions(student)
         num_tokens = 2 + self.side**2
         last = len(student.blocks) - 1
@@ -87,12 +94,10 @@ class FusedStudent(nn.Module):
             for i, block in enumerate(student.blocks)
         )
         self.norm = _copy_norm(student.norm)
+        self.to(dtype)  # all but the heads, which come now
         self.head = _copy_linear(student.head)
         self.head_dist = _copy_linear(student.head_dist)
         self.average = average_heads(student.head, student.head_dist)
-        self.dtype = dtype
-        self.blocks.to(dtype)
-        self.norm.to(dtype)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -107,7 +112,7 @@ class FusedStudent(nn.Module):
         # Broadcast to every image by adding zeros: `expand` would compute a shape, and ONNX Runtime
         # does that on the CPU, where a graph that is to run on a GPU alone must have no operator.
         prefix = self.prefix + 0 * patches[:, :1]
-        rows = torch.cat([prefix, patches], dim=1).reshape(-1, self.width).to(self.dtype)
+        rows = torch.cat([prefix, patches], dim=1).reshape(-1, self.width)
         attentions = []
         for block in self.blocks:
             rows, attention = block(rows)
@@ -137,7 +142,8 @@ class FusedStudent(nn.Module):
             rows = images.reshape(-1, side, patch, side, patch, 3).permute(0, 1, 3, 2, 4, 5)
         else:
             rows = images.reshape(-1, 3, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5)
-        return rows.reshape(-1, 3 * patch * patch).float()
+        rows = rows.reshape(-1, 3 * patch * patch).to(self.dtype)
+        return rows - self.centre if self.centre else rows
 
 
 class FusedBlock(nn.Module):
@@ -216,19 +222,26 @@ class FusedBlock(nn.Module):
         return rows.reshape(-1, num_rows, self.num_heads, self.head_dim).transpose(1, 2)
 
 
-def fold_normalisation(patch: nn.Conv2d, preprocess: PreprocessSpec) -> nn.Linear:
+def fold_normalisation(patch: nn.Conv2d, preprocess: PreprocessSpec, centre: int = 0) -> nn.Linear:
     """The patch convolution as a layer on 0 to 255 pixels `(..., row x column x channel)`.
 
-    W . (x / 255 - m) / s + b = (W / (255 s)) . x + (b - sum W m / s), folded in float64.
+    W . (x / 255 - m) / s + b = (W / (255 s)) . x + (b - sum W m / s), folded in float64. A layer on
+    x - c has b - sum W (m - c / 255) / s for a bias, which is small where c is near the mean: so
+    float16 rounds what is left of an image, not the level all images share. It holds x - c exactly.
+
+    Args:
+        patch: the convolution.
+        preprocess: the normalisation, `m` and `s`.
+        centre: what is taken off the pixels beforehand, `c`.
     """
     weight, bias = _patch_weights(patch)
     mean = torch.tensor(preprocess.mean, dtype=torch.float64).view(1, 3, 1, 1)
     std = torch.tensor(preprocess.std, dtype=torch.float64).view(1, 3, 1, 1)
-    bias = bias - (weight * mean / std).sum(dim=(1, 2, 3))
+    bias = bias - (weight * (mean - centre / 255) / std).sum(dim=(1, 2, 3))
     return _linear((weight / (255 * std)).permute(0, 2, 3, 1).flatten(1), bias)
 
 
-def flatten_patch(patch: nn.Conv2d, preprocess: PreprocessSpec) -> nn.Linear:
+def flatten_patch(patch: nn.Conv2d) -> nn.Linear:
     """The patch convolution as a layer on normalised pixels `(..., channel x row x column)`."""
     weight, bias = _patch_weights(patch)
     return _linear(weight.flatten(1), bias)

@@ -45,6 +45,7 @@ CUDA_KERNELS = {
     "Reshape": [(14, 18), (19, 20), (21, 22), (23, OPEN)],
     "Slice": [(13, OPEN)],
     "Softmax": [(13, OPEN)],
+    "Sub": [(13, 13), (14, OPEN)],
     "Transpose": [(13, 20), (21, 22), (23, OPEN)],
 }
 ON_GPU = [
