@@ -38,18 +38,20 @@ from export.fuse import Attention
 from export.gate import MAX_GROUP_LOSS_POINTS, MAX_LOSS_POINTS, Gate, judge
 from export.model_card import model_card
 from export.parity import (
+    FusedRuntime,
     PlainStudent,
     answers,
     check_batch_sizes,
     check_exact,
     check_rollouts,
     compare,
+    worse,
 )
 from export.quantize import quantize_int8, rank_layers
 from export.to_onnx import describe_graph
 from export.to_triton import export_triton
 from export.triton_config import check_names
-from export.variants import INT8, TRITON, VARIANTS, Variant
+from export.variants import INT8, TRITON, VARIANTS, Variant, half_student
 from export.verification_data import calibration_pixels, pick_split, spread, training_images
 
 NUM_GOLDEN = 8
@@ -165,6 +167,9 @@ class _Export:
     def add(self, name: str) -> dict[str, Any] | None:
         """Write an artefact and hold it against torch; its entry, None if its gate refuses it.
 
+        fp16 is run twice: its file, which a CPU computes in float32, and its arithmetic in PyTorch.
+        Both must pass; the figures are those of the arithmetic.
+
         Raises:
             BundleError: a float32 artefact differs from torch.
         """
@@ -175,8 +180,11 @@ class _Export:
             variant.write(self.model, self.card, self.options.attention or variant.attention, path)
         else:
             kept = self._quantize(name, variant)
-        actual = self._run(name, variant)
-        parity = compare(actual, self.expected)
+        runs = [self._run(name, variant)]
+        if variant.precision == "float16":
+            half = FusedRuntime(half_student(self.model, self.card))
+            runs.append(answers(half, self._progress("float16 arithmetic")))
+        parity = worse([compare(run, self.expected) for run in runs])
         if variant.precision == "float32":
             check_exact(variant.file, parity)
             runtime = self._open(name, variant)
@@ -185,12 +193,14 @@ class _Export:
                 torch_says = PlainStudent(self.model, self.card).rollouts(self.sample_pixels)
                 check_rollouts(variant.file, runtime, self.sample_pixels, torch_says)
         else:
-            gate = self.gates[name] = self._judge(name, self.images, self.expected, actual)
+            gates = [self._judge(name, self.images, self.expected, run) for run in runs]
+            gate = next((gate for gate in gates if gate.refusal()), gates[-1])
+            self.gates[name] = gate
             if reason := gate.refusal():
                 path.unlink()
                 self.refused[name] = reason
                 return None
-        figures = self._report(actual)
+        figures = self._report(runs[-1])
         if name == FLOAT32:
             self.reports = figures
         return {
@@ -198,7 +208,7 @@ class _Export:
             "format": variant.format,
             "precision": variant.precision,
             "input": variant.input,
-            "outputs": list(actual.heads()),
+            "outputs": list(runs[0].heads()),
             **(describe_graph(path) if variant.format == "onnx" else {}),
             **({"float32_layers": kept} if variant.precision == INT8 else {}),
             "parity": parity.to_dict(),

@@ -1,7 +1,7 @@
 """Proof that an exported artefact answers as the torch model does, on real images."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from deitlt.preprocess import Pixels, normalise
 from deitlt.runtimes import Outputs, Rollout, Runtime
 from deitlt.student import DeiTLT, average_logits
 from deitlt.weights import Card
+from export.fuse import FusedStudent
 
 MAX_ABS_DIFF = 1e-4
 # Small and odd batches, for graphs that only work with the batch they were traced with.
@@ -86,6 +87,24 @@ class PlainStudent:
         return rolled[:, :2, 2:].reshape(-1, 2, side, side).numpy()
 
 
+class FusedRuntime:
+    """A fused student in PyTorch on the CPU, in arithmetic of its own precision.
+
+    ONNX Runtime casts float16 graphs to float32 on a CPU, where nothing overflows that would on a
+    GPU. PyTorch rounds what each operator gives to float16, as a GPU does.
+    """
+
+    provider = "PyTorch cpu"
+
+    def __init__(self, fused: FusedStudent) -> None:
+        self.fused = fused
+
+    @torch.inference_mode()
+    def run(self, pixels: Pixels) -> Outputs:
+        """Logits and features of `(B, S, S, 3)` uint8 pixels."""
+        return Outputs(*(part.numpy() for part in self.fused(torch.from_numpy(pixels))))
+
+
 def answers(
     runtime: Runtime,
     batches: Iterable[Pixels],
@@ -112,13 +131,26 @@ def compare(actual: Outputs, expected: Outputs) -> Parity:
     return Parity(len(same), worst, float(same.mean()))
 
 
+def worse(parities: Sequence[Parity]) -> Parity:
+    """The worst figures of several runs of one artefact on the same images."""
+    # np.max, because Python's max may pass over a NaN.
+    worst = float(np.max([parity.max_abs_diff for parity in parities]))
+    return replace(
+        parities[0], max_abs_diff=worst, same_top1=min(parity.same_top1 for parity in parities)
+    )
+
+
 def check_exact(name: str, parity: Parity) -> None:
     """Refuse a float32 artefact that differs from torch by more than rounding.
 
+    So another top-1 class is refused, too, where torch prefers its own by `2 MAX_ABS_DIFF` or more:
+    logits that are each off by less than half of that do not change places. Nearer ones are tied up
+    to rounding, and which comes first is no fault of the artefact; `same_top1` tells how often.
+
     Raises:
-        BundleError: an output is off by more than `MAX_ABS_DIFF`, or a top-1 class differs.
+        BundleError: an output is off by `MAX_ABS_DIFF` or more.
     """
-    if not parity.max_abs_diff < MAX_ABS_DIFF or parity.same_top1 < 1:
+    if not parity.max_abs_diff < MAX_ABS_DIFF:
         raise BundleError(
             f"not written: {name} differs from torch on {parity.num_images} images, max "
             f"|difference| {parity.max_abs_diff:.1e} (limit {MAX_ABS_DIFF:.0e}), "

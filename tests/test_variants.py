@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from deitlt import cli
 from deitlt.bundle import MANIFEST, Bundle, open_bundle, write_bundle
@@ -19,9 +20,18 @@ from deitlt.classifier import load
 from deitlt.errors import BundleError, RuntimeUnavailable, UsageError
 from deitlt.golden import check_golden
 from deitlt.preprocess import resize_crop
-from deitlt.runtimes import open_runtime
+from deitlt.runtimes import OnnxRuntime, open_runtime
+from export.fuse import FusedStudent
+from export.to_onnx import export_onnx
 from export.variants import OPTIONAL, VARIANTS
-from tests.export_support import photo_tiles
+from tests.export_support import (
+    export,
+    fit_heads,
+    fitted_student,
+    photo_tiles,
+    pixels_of,
+    save_student,
+)
 from tests.test_architecture import BLOCKER, ROOT
 
 ALONE = """
@@ -117,6 +127,29 @@ def test_precisions_are_really_different(whole_bundle: Path) -> None:
     sizes = {v: bundle.artefact(v).path.stat().st_size for v in ("float32", "fp16", "int8")}
     assert sizes["fp16"] < 0.6 * sizes["float32"]
     assert sizes["int8"] < 0.4 * sizes["float32"]
+
+
+@torch.no_grad()
+def test_fp16_that_overflows_is_refused_though_onnxruntime_computes_it_in_float32(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, card = fitted_student(digits)
+    for block in model.blocks:
+        # A hidden unit beyond 65504, float16's largest number; the weight after it undoes that.
+        block.mlp.fc1.weight[0] *= 6e4
+        block.mlp.fc2.weight[:, 0] /= 6e4
+    fit_heads(model, digits, card.preprocess)
+    half = FusedStudent(model, card.preprocess, dtype=torch.float16)
+    export_onnx(half, card, tmp_path / "half.onnx")
+    pixels, _ = pixels_of(digits, "test", card.preprocess)
+    assert np.isfinite(OnnxRuntime(tmp_path / "half.onnx", device="cpu").run(pixels).logits).all()
+    run_folder = save_student(tmp_path / "run", model, card)
+    assert export(run_folder, tmp_path / "bundle", digits, "--variants", "fp16") == 3
+    error = capsys.readouterr().err
+    assert error == (
+        "export: fp16 was not written: fp16: 440 of 440 images give NaN or infinite logits\n"
+    )
+    assert open_bundle(tmp_path / "bundle").variants == ["float32"]
 
 
 def test_batch_prediction_with_int8(whole_bundle: Path, tmp_path: Path) -> None:
