@@ -271,14 +271,9 @@ def test_a_trained_student_is_judged_on_labels(
 
 
 def test_gpu_sessions_are_asked_for_as_documented(files: Path) -> None:
-    cpu, cuda, tensorrt = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
+    cpu, cuda = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA"))
     graph = opening(files / FLOAT32_FILE, provider=cuda, graph=True)
     assert _providers(graph) == [(cuda, CUDA_OPTIONS | {"enable_cuda_graph": "1"}), cpu]
-    engine = opening(files / FLOAT32_FILE, provider=tensorrt, batch_sizes=(1, 8, 32))
-    (name, options), *fallback = _providers(engine)
-    assert [name, *fallback] == [tensorrt, (cuda, CUDA_OPTIONS | {"enable_cuda_graph": "0"}), cpu]
-    assert options["trt_profile_min_shapes"] == "images:1x16x16x3"
-    assert options["trt_profile_max_shapes"] == "images:32x16x16x3"
 
 
 def test_rows_that_cannot_run_say_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """The rows of the table: what is run, from which file, and why one may have to be left out."""
 
-import ctypes.util
 import os
 import shutil
 from collections.abc import Collection
@@ -10,7 +9,7 @@ from typing import Literal
 
 How = Literal["torch", "compile", "onnx", "bound", "torchscript", "pt2", "openvino"]
 Precision = Literal["float32", "float16", "int8"]
-Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
+Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
 
 BOTH = ("cpu", "cuda")
 
@@ -28,7 +27,6 @@ class Row:
         precision: of the blocks.
         devices: where it can run.
         graph: replay a CUDA graph.
-        tensorrt: run on ONNX Runtime's TensorRT provider.
         why_not: why it does not run on the other device.
     """
 
@@ -40,7 +38,6 @@ class Row:
     precision: Precision = "float32"
     devices: Collection[str] = BOTH
     graph: bool = False
-    tensorrt: bool = False
     why_not: str = "it needs --device cuda"
 
 
@@ -56,18 +53,15 @@ TORCHSCRIPT_FILE, PT2_FILE = "model.torchscript", "model.pt2"
 _ON_CPU = "it runs on the CPU alone"
 
 
-def _on_device(
-    key: str, label: str, file: str, *, graph: bool = False, tensorrt: bool = False
-) -> Row:
+def _on_device(key: str, label: str, file: str, *, graph: bool = False) -> Row:
     return Row(
         key=key,
         label=label,
         file=file,
-        how="onnx" if tensorrt else "bound",
+        how="bound",
         precision="float32" if file == FLOAT32_FILE else "float16",
         devices=("cuda",),
         graph=graph,
-        tensorrt=tensorrt,
     )
 
 
@@ -137,7 +131,6 @@ _ALL = (
     _on_device(
         "fp16-fused-graph", "ours fp16, com.microsoft, CUDA graph", FP16_FUSED_FILE, graph=True
     ),
-    _on_device("fp16-tensorrt", "ours fp16, TensorRT provider", FP16_FILE, tensorrt=True),
     Row(
         key="openvino-float32",
         label="ours float32 in OpenVINO",
@@ -159,10 +152,8 @@ _ALL = (
 ROWS: dict[str, Row] = {row.key: row for row in _ALL}
 
 
-def provider(row: Row, device: str) -> Provider:
-    """The execution provider of a row that ONNX Runtime runs."""
-    if row.tensorrt:
-        return "TensorrtExecutionProvider"
+def provider(device: str) -> Provider:
+    """The execution provider of ONNX Runtime on a device."""
     return "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
 
 
@@ -175,7 +166,7 @@ def missing(row: Row, device: str) -> str | None:
     if row.how == "compile" and _compiler() is None:
         return "torch.compile needs a C++ compiler, and there is none"
     if row.how in ("onnx", "bound"):
-        return _missing_provider(provider(row, device))
+        return _missing_provider(provider(device))
     return None
 
 
@@ -189,9 +180,4 @@ def _missing_provider(name: Provider) -> str | None:
 
     if name not in onnxruntime.get_available_providers():
         return f"this onnxruntime has no {name}"
-    # The wheel names TensorRT whether or not NVIDIA's library is there.
-    if name == "TensorrtExecutionProvider" and not (
-        find_spec("tensorrt_libs") or ctypes.util.find_library("nvinfer")
-    ):
-        return "TensorRT is not installed (libnvinfer)"
     return None

@@ -33,7 +33,6 @@ class Opening:
         threads: inside one call.
         provider: of ONNX Runtime.
         graph: replay a CUDA graph.
-        batch_sizes: that will come.
     """
 
     how: How
@@ -42,7 +41,6 @@ class Opening:
     threads: int
     provider: Provider = "CPUExecutionProvider"
     graph: bool = False
-    batch_sizes: tuple[int, ...] = (1,)
 
 
 class Runner(Protocol):
@@ -172,31 +170,7 @@ def _providers(opening: Opening) -> list[Any]:
     if opening.provider == CPU_PROVIDER:
         return [CPU_PROVIDER]
     graph = {"enable_cuda_graph": "1" if opening.graph else "0"}
-    cuda = (CUDA_PROVIDER, CUDA_OPTIONS | graph)
-    if opening.provider == CUDA_PROVIDER:
-        return [cuda, CPU_PROVIDER]
-    folder = Path(opening.path).parent / "tensorrt"
-    folder.mkdir(exist_ok=True)
-    options = {
-        "trt_fp16_enable": "1",
-        # Building an engine takes minutes, a fresh process and this one need the same.
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(folder),
-        **_tensorrt_profile(opening),
-    }
-    return [(opening.provider, options), cuda, CPU_PROVIDER]
-
-
-def _tensorrt_profile(opening: Opening) -> dict[str, str]:
-    """One engine for all batch sizes; without it each new size builds another."""
-    import onnx
-
-    (image,) = onnx.load(opening.path).graph.input
-    sides = "x".join(str(dim.dim_value) for dim in image.type.tensor_type.shape.dim[1:])
-    sizes = {"min": 1, "opt": max(opening.batch_sizes), "max": max(opening.batch_sizes)}
-    return {
-        f"trt_profile_{name}_shapes": f"{image.name}:{size}x{sides}" for name, size in sizes.items()
-    }
+    return [(CUDA_PROVIDER, CUDA_OPTIONS | graph), CPU_PROVIDER]
 
 
 class OnnxModel:

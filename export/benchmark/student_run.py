@@ -146,9 +146,8 @@ def _opening(row: Row, plan: Plan, folder: Path) -> Opening:
         path=str(folder / row.file),
         device=plan.device,
         threads=plan.threads,
-        provider=provider(row, plan.device),
+        provider=provider(plan.device),
         graph=row.graph,
-        batch_sizes=plan.batch_sizes,
     )
 
 
