@@ -20,6 +20,7 @@ from export.benchmark import __main__ as benchmark
 from export.benchmark import artefacts, fresh, operators, students
 from export.benchmark.flops import plain_flops, pruned_flops
 from export.benchmark.measure import Timing, Yardstick, pick_yardstick, take_turns
+from export.benchmark.report import format_student
 from export.benchmark.results import RowResult, StudentResult
 from export.benchmark.rows import FLOAT32_FILE, PLAIN_FILE, ROWS, missing
 from export.benchmark.runners import BoundOnnx, OnnxModel, Opening, _providers
@@ -310,6 +311,12 @@ def test_shares_of_operators() -> None:
         "Gemm": 0.75,
         "Add": 0.25,
     }
+
+
+def test_a_profile_that_saw_nothing_costs_no_figures() -> None:
+    made = result({"float32": {1: 1.0}})
+    made.operators["row"] = operators.shares([{"name": "session_run", "dur": 9}])
+    assert "time of row goes\n    not known: the prof" in format_student(made.to_dict())
 
 
 @pytest.mark.parametrize(("flags", "complaint"), [

@@ -39,24 +39,33 @@ def operator_shares(opening: Opening, images: Images) -> dict[str, float]:
 
 
 def shares(events: list[dict[str, object]]) -> dict[str, float]:
-    """Shares of a profile's events by operator, largest first."""
+    """Shares of a profile's events by operator, largest first; none if no event is of one."""
     spent: dict[str, float] = defaultdict(float)
     for event in events:
         arguments = event.get("args")
         if str(event.get("name")).endswith(SUFFIX) and isinstance(arguments, dict):
             spent[arguments["op_name"]] += float(str(event["dur"]))
-    total = sum(spent.values())
-    return {name: spent[name] / total for name in sorted(spent, key=lambda op: -spent[op])}
+    return _shares_of(spent)
 
 
 def kernel_shares(call: Callable[[], object]) -> dict[str, float]:
-    """Share of a GPU's time that each kernel takes in calls of a row, largest first."""
+    """Share of a GPU's time that each kernel takes in calls of a row, largest first.
+
+    None where PyTorch sees no kernels, as where the driver lets only the administrator count.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     call()
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         for _ in range(CALLS):
             call()
-    spent = {event.key[:KERNEL_NAME]: event.self_device_time_total for event in seen.key_averages()}
+    return _shares_of(
+        {event.key[:KERNEL_NAME]: event.self_device_time_total for event in seen.key_averages()}
+    )
+
+
+def _shares_of(spent: dict[str, float]) -> dict[str, float]:
     total = sum(spent.values())
+    if not total:
+        return {}
     return {name: spent[name] / total for name in sorted(spent, key=lambda op: -spent[op])}

@@ -42,6 +42,8 @@ def format_student(result: dict[str, Any]) -> str:
     for label, shares in result["operators"].items():
         lines += ["", f"  where the time of {label} goes"]
         lines += [f"    {share:6.1%}  {name}" for name, share in shares.items() if share >= 0.001]
+        if not shares:
+            lines.append("    not known: the profiler saw nothing run")
     return "\n".join(lines)
 
 
