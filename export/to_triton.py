@@ -39,8 +39,11 @@ from deitlt.files import new_folder, restore_stranded, write_text
 from deitlt.preprocess import Pixels, normalise
 from deitlt.program import OneLineParser, run_program, sigterm_raises
 from export.triton_config import (
+    ATTENTION_ON_CPU,
+    ATTENTION_OPSET,
     CONFIG,
     LABELS,
+    SERVER_NEEDS,
     WARMUP_FILE,
     WARMUP_FOLDER,
     Backend,
@@ -51,10 +54,9 @@ from export.triton_config import (
     bundle_versions_in,
     check_names,
     config_text,
+    default_variant,
 )
 
-# Of the Attention operator; ONNX Runtime has it from 1.23 on.
-ATTENTION_OPSET = 23
 PYTHON_MODEL = Path(__file__).with_name("triton_python_model.py")
 TRITON_TYPES = {
     onnx.TensorProto.UINT8: "TYPE_UINT8",
@@ -89,7 +91,9 @@ def _parser() -> OneLineParser:
         "deitlt in the server's Python",
     )
     parser.add_argument(
-        "--variant", default=FLOAT32, help=f"which form of the model (default {FLOAT32})"
+        "--variant",
+        default=None,
+        help=f"which form of the model (default {FLOAT32}; for a GPU fp16, if there is one)",
     )
     parser.add_argument("--name", default=None, help="model name; default: the bundle's")
     parser.add_argument(
@@ -148,12 +152,12 @@ def _export(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     print(f"wrote {model}; serve it with: tritonserver --model-repository {model.parent}")
-    opsets = bundle.manifest["artefacts"][arguments.variant].get("opset", {})
+    variant = arguments.variant or default_variant(bundle, arguments.device)
+    opsets = bundle.manifest["artefacts"][variant].get("opset", {})
     if arguments.backend == "onnxruntime" and opsets.get("ai.onnx", 0) >= ATTENTION_OPSET:
-        print(
-            "its server needs ONNX Runtime 1.23, which came with Triton 25.10; for an older one "
-            "export the bundle with --attention matmul"
-        )
+        print(SERVER_NEEDS)
+        if arguments.device == "gpu":
+            print(ATTENTION_ON_CPU)
 
 
 def export_triton(
@@ -161,7 +165,7 @@ def export_triton(
     repository: Path,
     options: ServerOptions = ServerOptions(),
     *,
-    variant: str = FLOAT32,
+    variant: str | None = None,
     name: str | None = None,
     model_version: int | None = None,
     overwrite: bool = False,
@@ -172,7 +176,7 @@ def export_triton(
         bundle: what to serve.
         repository: folder of models, made if it is not there.
         options: backend, device, batching.
-        variant: which form of the model.
+        variant: which form of the model; by default float32, for a GPU fp16 if there is one.
         name: the model's name; the bundle's by default.
         model_version: 1 by default. On an existing model the version is added to it.
         overwrite: replace an existing model with all its versions.
@@ -185,7 +189,7 @@ def export_triton(
     # Triton takes folders named by a number without leading zeros, kept in 64 bits, for versions.
     if model_version is not None and not 1 <= model_version < 2**63:
         raise UsageError(f"model version is {model_version}; it must be at least 1")
-    artefact = bundle.artefact(variant)
+    artefact = bundle.artefact(variant or default_variant(bundle, options.device))
     contract = _contract(bundle, artefact, options.backend)
     model = repository.resolve() / name
     number = model_version or 1

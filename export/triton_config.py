@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from deitlt.bundle import FLOAT32, Bundle
 from deitlt.errors import DataError, UsageError
+from deitlt.runtimes import CUDA_OPTIONS, FP16
 
 Backend = Literal["onnxruntime", "python"]
 Device = Literal["cpu", "gpu"]
@@ -23,6 +25,18 @@ WARMUP_FOLDER, WARMUP_FILE = "warmup", "golden_image"
 GPU_QUEUE_DELAY_US = 2000
 # Batches below this size leave a GPU idle; sizes from here on are preferred.
 SMALLEST_PREFERRED = 8
+
+# Of the Attention operator.
+ATTENTION_OPSET = 23
+SERVER_NEEDS = (
+    "its server needs ONNX Runtime 1.23, which came with Triton 25.10; for an older one export the "
+    "bundle with --attention matmul"
+)
+# https://github.com/microsoft/onnxruntime/pull/25156, and /pull/27542 for CUDA.
+ATTENTION_ON_CPU = (
+    "ONNX Runtime 1.23 computes attention on the CPU all the same; export the bundle with "
+    f"--variants {FP16} or --attention matmul, unless the server has a newer one"
+)
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _VERSION_LINE = re.compile(
@@ -98,6 +112,11 @@ class Contract:
 ENCODED = Tensor("encoded", "TYPE_STRING", (1,))
 
 
+def default_variant(bundle: Bundle, device: Device) -> str:
+    """The form of the model that suits a server's device."""
+    return FP16 if device == "gpu" and FP16 in bundle.variants else FLOAT32
+
+
 def check_names(model: str, classes: list[str]) -> None:
     """Refuse names that Triton cannot take.
 
@@ -148,7 +167,7 @@ def config_text(
     ]
     for output in contract.outputs:
         lines += _block("output", output, f"label_filename: {_quoted(LABELS)}")
-    lines += [*_instances(options), *_batching(options)]
+    lines += [*_instances(options), *_batching(options), *_accelerator(options)]
     lines += [
         "# Only the newest version is served.",
         "version_policy { latest { num_versions: 1 } }",
@@ -198,6 +217,21 @@ def _batching(options: ServerOptions) -> list[str]:
         f"  max_queue_delay_microseconds: {delay}",
         f"  default_queue_policy {{ timeout_action: REJECT max_queue_size: {size} }}",
         "}",
+    ]
+
+
+def _accelerator(options: ServerOptions) -> list[str]:
+    """The settings that `deitlt.runtimes` gives CUDA; left to itself it would compute in TF32."""
+    if options.backend == "python" or options.device == "cpu":
+        return []
+    return [
+        "optimization { execution_accelerators { gpu_execution_accelerator: [ {",
+        '  name: "cuda"',
+        *(
+            f"  parameters {{ key: {_quoted(key)} value: {_quoted(setting)} }}"
+            for key, setting in CUDA_OPTIONS.items()
+        ),
+        "} ] } }",
     ]
 
 

@@ -82,19 +82,6 @@ def test_the_cpu_configuration(bundle: Bundle, tmp_path: Path) -> None:
     assert [sample.batch_size for sample in parsed.model_warmup] == [1]
 
 
-def test_the_gpu_configuration(bundle: Bundle, tmp_path: Path) -> None:
-    for largest, sizes in ((32, [8, 16, 32]), (20, [8, 16, 20]), (4, [4])):
-        options = ServerOptions(device="gpu", max_batch_size=largest)
-        parsed = config(export_triton(bundle, tmp_path, options, overwrite=True))
-        (group,) = parsed.instance_group
-        assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, 1)
-        assert list(parsed.dynamic_batching.preferred_batch_size) == sizes
-        assert [sample.batch_size for sample in parsed.model_warmup] == sizes
-        assert parsed.dynamic_batching.max_queue_delay_microseconds > 0
-        assert parsed.dynamic_batching.default_queue_policy.max_queue_size == 256
-        assert set(parsed.parameters) == FOR_CLIENTS
-
-
 def test_options_of_the_command_line_arrive(bundle: Bundle, tmp_path: Path) -> None:
     command = f"{bundle.path} {tmp_path} --name a.b-c_1 --model-version 7 --max-batch-size 3"
     command += " --instances 5 --max-queue-delay-us 250 --max-queue-size 9 --backend python"
