@@ -5,6 +5,7 @@ the time it is done goes together into the next run. The batch so follows the lo
 one image to `max_batch`, and no window has to be tuned.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,8 +14,11 @@ from threading import Lock
 import numpy as np
 
 from deitlt.bundle import Bundle
+from deitlt.errors import DeviceLost
 from deitlt.preprocess import Pixels
 from deitlt.runtimes import CPU_PROVIDER, Outputs, Runtime
+
+logger = logging.getLogger("deitlt.runtimes")
 
 # Patches of a call's images on a core of a CPU. More fill its matrix products better, and too many
 # leave its cache. Processor time of an image by images a call, one image taking 1.00, on two cores
@@ -48,7 +52,11 @@ class _Call:
 
 
 class BatchingRuntime:
-    """Makes one call of a runtime out of those that threads make at the same time."""
+    """Makes one call of a runtime out of those that threads make at the same time.
+
+    Attributes:
+        lost: the runtime's device can no longer be used by this process, and all calls fail.
+    """
 
     def __init__(
         self,
@@ -71,6 +79,7 @@ class BatchingRuntime:
         self._max_batch = max_batch
         self._pad = pad
         self._observe = observe
+        self.lost = False
         self._lock = Lock()  # guards the two below
         self._running = False
         self._waiting: deque[_Call] = deque()
@@ -142,8 +151,8 @@ class BatchingRuntime:
             outputs = self._run(np.concatenate(parts) if len(parts) > 1 else parts[0])
         except Exception as error:
             # Too much for the memory, or one caller's doing: the others need not share it.
-            if len(parts) == 1:
-                return [error]
+            if len(parts) == 1 or isinstance(error, DeviceLost):
+                return [error] * len(parts)
             return [outcome for part in parts for outcome in self._run_all([part])]
         stops = np.cumsum([len(part) for part in parts])
         return [
@@ -155,6 +164,12 @@ class BatchingRuntime:
         size = min(1 << (number - 1).bit_length(), self._max_batch)
         if self._pad and number < size:
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], size - number, axis=0)])
-        outputs = self._runtime.run(pixels)
+        try:
+            outputs = self._runtime.run(pixels)
+        except DeviceLost as error:
+            if not self.lost:
+                logger.critical("%s", error)
+            self.lost = True
+            raise
         self._observe(number)
         return outputs.rows(0, number)

@@ -13,6 +13,7 @@ DeitLTError                 base of all; its text is one line: what was wrong, w
 ├── CheckpointError         a run folder or weight file is missing, damaged or of another kind
 ├── BundleError             a bundle is missing, damaged or changed since it was written
 ├── RuntimeUnavailable      the requested runtime or device cannot be used here
+│   └── DeviceLost          it could, and no longer can in this process
 └── EngineError             the engine did not take or finish an image
     ├── Overloaded          the queue is full; try again later
     ├── DeadlineExceeded    the answer was not ready in time
@@ -94,6 +95,10 @@ class RuntimeUnavailable(DeitLTError):
     """The requested runtime or device cannot be used on this machine."""
 
     code = "runtime_unavailable"
+
+
+class DeviceLost(RuntimeUnavailable):
+    """A GPU failed in a way that leaves it unusable for as long as this process lives."""
 
 
 class EngineError(DeitLTError):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from deitlt import __version__
 from deitlt.engine import usable_cores
-from deitlt.runtimes import cuda_driver
+from deitlt.gpu import cuda_driver
 
 # The most of a processor's time that may go to other machines before times mean little.
 MAX_STEAL = 0.03

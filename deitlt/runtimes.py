@@ -3,9 +3,11 @@
 Legend: `B` images, `S` image side, `C` classes, `D` width.
 """
 
-import ctypes
+import logging
 import os
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import cache
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
@@ -14,9 +16,21 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deitlt.bundle import FEATURES, FLOAT32, NORMALISED_INPUT, OUTPUTS, ROLLOUTS, Bundle
+from deitlt.bundle import (
+    FEATURES,
+    FLOAT32,
+    NORMALISED_INPUT,
+    OUTPUTS,
+    ROLLOUTS,
+    Bundle,
+    default_bundle,
+    open_bundle,
+)
 from deitlt.errors import RuntimeUnavailable
+from deitlt.gpu import GpuThread, cause, count_gpus
 from deitlt.preprocess import Pixels, PreprocessSpec, normalise
+
+logger = logging.getLogger("deitlt.runtimes")
 
 Logits = NDArray[np.float32]
 Features = NDArray[np.float32]
@@ -147,7 +161,7 @@ class OnnxRuntime:
         Args:
             model: path of the .onnx file.
             device: `cpu`; `cuda`, which refuses to start where it would fall back to the CPU; or
-                `auto`, which takes CUDA where there is a GPU.
+                `auto`, which takes CUDA where there is a GPU that works.
             num_threads: threads inside one call; None leaves it to ONNX Runtime (all cores).
             preprocess: mean and standard deviation, for a graph that takes normalised images.
 
@@ -164,21 +178,27 @@ class OnnxRuntime:
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
         wanted, settings, complaint = CPU_PROVIDER, dict[str, str](), ""
+        self._gpu: GpuThread | None = None
         if _wants_cuda(device):
             wanted, settings = CUDA_PROVIDER, CUDA_OPTIONS
             # What runs where is checked below. "session.disable_cpu_ep_fallback" would refuse
             # shapes on the CPU too, which graphs of other exporters compute there.
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
             complaint = load_cuda(onnxruntime)
+            self._gpu = GpuThread()
         try:
             # Of itself it prints what went wrong on standard output and goes on without the GPU,
             # at the start and in the middle of the work.
-            self._session = onnxruntime.InferenceSession(
-                str(model), options, providers=[(wanted, settings)], enable_fallback=0
+            self._session = self._call(
+                onnxruntime.InferenceSession,
+                str(model),
+                options,
+                providers=[(wanted, settings)],
+                enable_fallback=0,
             )
         except Exception as error:  # onnxruntime raises its own pybind types, all unrelated
             raise RuntimeUnavailable(
-                f"{model}: ONNX Runtime cannot run it on {wanted} ({_first_line(error)})"
+                f"{model}: ONNX Runtime cannot run it on {wanted} ({cause(error)})"
             ) from error
         self._provider: str = self._session.get_providers()[0]
         if self._provider != wanted:
@@ -202,31 +222,18 @@ class OnnxRuntime:
         return self._provider
 
     def run(self, pixels: Pixels) -> Outputs:
-        """Logits of `(B, S, S, 3)` uint8 pixels."""
+        """Logits of `(B, S, S, 3)` uint8 pixels.
+
+        Raises:
+            DeviceLost: the GPU can no longer be used by this process.
+        """
         images: Any = normalise(pixels, self._preprocess) if self._preprocess else pixels
-        results = self._session.run(self._outputs, {self._input: images})
+        results = self._call(self._session.run, self._outputs, {self._input: images})
         return Outputs(**dict(zip(self._outputs, results, strict=True)))
 
-
-def count_gpus() -> int:
-    """NVIDIA GPUs that the driver offers; 0 without a driver."""
-    count = ctypes.c_int(0)
-    cuda = cuda_driver()
-    if cuda is not None and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0:
-        return count.value
-    return 0
-
-
-def cuda_driver() -> Any | None:
-    """The library of NVIDIA's driver, ready for calls; None where there is none that works."""
-    for library in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            cuda = ctypes.CDLL(library)
-        except OSError:
-            continue
-        if cuda.cuInit(0) == 0:
-            return cuda
-    return None
+    def _call(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """On the CPU in the thread that asks, so that calls run side by side there."""
+        return self._gpu.run(call, *args, **kwargs) if self._gpu else call(*args, **kwargs)
 
 
 def load_cuda(onnxruntime: Any) -> str:
@@ -260,7 +267,27 @@ def _wants_cuda(device: Device) -> bool:
     if device != "auto":
         return device == "cuda"
     onnxruntime = _import_onnxruntime()
-    return CUDA_PROVIDER in onnxruntime.get_available_providers() and count_gpus() > 0
+    there = CUDA_PROVIDER in onnxruntime.get_available_providers() and count_gpus() > 0
+    return there and cuda_works()
+
+
+@cache
+def cuda_works() -> bool:
+    """Whether ONNX Runtime runs a small graph on the GPU; if not, the log says once why.
+
+    That a GPU is there does not mean so: its driver may be older than CUDA's libraries, or they may
+    be missing, or have no kernels for a GPU of its age.
+    """
+    bundle = open_bundle(default_bundle())
+    try:
+        probe = OnnxRuntime(bundle.artefact(FLOAT32).path, device="cuda", num_threads=1)
+        size = bundle.preprocess.img_size
+        probe.run(np.zeros((1, size, size, 3), np.uint8))
+    except Exception as error:  # of ONNX Runtime, where it loads and then cannot run
+        reason = str(error) if isinstance(error, RuntimeUnavailable) else cause(error)
+        logger.warning("there is a GPU, but the CPU is used: %s", reason)
+        return False
+    return True
 
 
 def _import_onnxruntime() -> Any:
@@ -290,7 +317,3 @@ def _is_installed(distribution: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -11,6 +11,7 @@ from torch.export.passes import move_to_device_pass
 
 from deitlt.bundle import Artefact
 from deitlt.errors import RuntimeUnavailable
+from deitlt.gpu import GpuThread, cause
 from deitlt.preprocess import Pixels
 from deitlt.runtimes import Device, Outputs
 
@@ -42,17 +43,26 @@ class TorchRuntime:
         try:
             self._module = load(artefact.path, artefact.format, self._device)
         except Exception as error:  # damaged archives raise errors of zip, pickle, JSON and C++
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise RuntimeUnavailable(f"{artefact.path}: PyTorch cannot load it ({line})") from error
+            raise RuntimeUnavailable(
+                f"{artefact.path}: PyTorch cannot load it ({cause(error)})"
+            ) from error
+        self._gpu = GpuThread() if wanted == "cuda" else None
 
     @property
     def provider(self) -> str:
         """`PyTorch cpu` or `PyTorch cuda`."""
         return f"PyTorch {self._device.type}"
 
-    @torch.inference_mode()
     def run(self, pixels: Pixels) -> Outputs:
-        """Logits and features of `(B, S, S, 3)` uint8 pixels."""
+        """Logits and features of `(B, S, S, 3)` uint8 pixels.
+
+        Raises:
+            DeviceLost: the GPU can no longer be used by this process.
+        """
+        return self._gpu.run(self._run, pixels) if self._gpu else self._run(pixels)
+
+    @torch.inference_mode()
+    def _run(self, pixels: Pixels) -> Outputs:
         results = self._module(torch.from_numpy(pixels).to(self._device))
         return Outputs(*(part.cpu().numpy() for part in results))
 

@@ -67,10 +67,15 @@ class Backend:
             models.watch(settings.reload_s)
         return cls(settings, models, engine, metrics, tracing)
 
+    def alive(self) -> bool:
+        """Whether this process can answer again without a restart: no device is lost to it."""
+        forms = (form for model in self.models.all() for form in model.forms())
+        return not any(isinstance(f.runtime, BatchingRuntime) and f.runtime.lost for f in forms)
+
     def ready(self) -> bool:
         """Whether requests can be answered now: where a Triton server runs the models, it too."""
         runtimes = (model.classifier.runtime for model in self.models.all())
-        return all(not isinstance(r, TritonRuntime) or r.ready() for r in runtimes)
+        return self.alive() and all(not isinstance(r, TritonRuntime) or r.ready() for r in runtimes)
 
     def close(self) -> None:
         """Finish what is in work and end the threads."""

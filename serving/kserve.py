@@ -91,10 +91,13 @@ async def get_ready(request: Request) -> Response:
     """Live, and ready: warm, which every model is before the first request, and its runtime there.
 
     Raises:
-        RuntimeUnavailable: a remote runtime does not answer, and it is asked for ready.
+        RuntimeUnavailable: a GPU is lost, or a remote runtime does not answer and it is asked for
+            ready.
     """
     about = {"name": _find(request)[0].name} if request.path_params else {}
     word = request.scope["path"].rpartition("/")[2]
+    if not backend_of(request).alive():
+        raise errors.RuntimeUnavailable("the device of a model is lost; the service must restart")
     if word == "ready" and not await asyncio.to_thread(backend_of(request).ready):
         raise errors.RuntimeUnavailable("the runtime of a model does not answer")
     return JSONResponse({**about, word: True})

@@ -50,6 +50,10 @@ class Model:
         """Twelve digits that stand for its content."""
         return self.classifier.bundle.version
 
+    def forms(self) -> tuple[Classifier, ...]:
+        """The one or two graphs that are loaded of it."""
+        return (self.classifier,) if self.explainer is None else (self.classifier, self.explainer)
+
 
 class Models:
     """Models by name and version; the first is the default. Safe to use from many threads."""

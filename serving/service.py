@@ -144,6 +144,9 @@ class LongTailClassifier:
         settings = self.backend.settings
         frontend.drain.watch(settings.drain_s, settings.timeout_s)
 
+    async def __is_alive__(self) -> bool:
+        return self.backend.alive()
+
     async def __is_ready__(self) -> bool:
         return (
             self.ready and not frontend.drain.begun and await asyncio.to_thread(self.backend.ready)

@@ -43,7 +43,8 @@ class Settings:
     and what it shows was held to PyTorch's maps when it was exported."""
 
     device: Device
-    """`DEITLT_DEVICE`: `auto` (default), `cpu`, or `cuda`, which refuses to start without a GPU."""
+    """`DEITLT_DEVICE`: `auto` (default; the CPU where no GPU works), `cpu`, or `cuda`, which
+    refuses to start without a GPU that works."""
 
     triton: str
     """`DEITLT_TRITON`: `grpc://host:port` or `http://host:port` of a Triton server that runs the

@@ -12,6 +12,7 @@ from PIL import Image
 from deitlt.batching import BatchingRuntime, core_batch_size
 from deitlt.classifier import Classifier
 from deitlt.engine import usable_cores
+from deitlt.errors import DeviceLost
 from deitlt.prediction import Options
 from deitlt.preprocess import Pixels
 from deitlt.runtimes import Outputs
@@ -33,6 +34,7 @@ class Gated:
         self.gate = threading.Semaphore(0)
         self.started = threading.Semaphore(0)
         self.runs: list[int] = []
+        self.failure: Exception | None = None
         self._busy = threading.Lock()
 
     def run(self, pixels: Pixels) -> Outputs:
@@ -41,6 +43,8 @@ class Gated:
             self.runs.append(len(pixels))
             self.started.release()
             assert self.gate.acquire(timeout=TIMEOUT_S)
+            if self.failure is not None:
+                raise self.failure
             if len(pixels) > LIMIT:
                 raise MemoryError
             values = pixels[:, 0, 0, 0].astype(np.float32)
@@ -181,6 +185,25 @@ def test_a_failure_of_the_first_leaves_the_lead_to_the_next(
     with pytest.raises(ValueError, match="poison"):
         futures[0].result(TIMEOUT_S)
     assert values(futures[1]) == [1]
+
+
+def test_a_lost_device_fails_every_call_and_is_logged_once(
+    gated: Gated, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = BatchingRuntime(gated, max_batch=LIMIT)
+    gated.gate.release(9)
+    assert values(pool.submit(runtime.run, images(1))) == [1]
+    assert not runtime.lost
+    gated.gate = threading.Semaphore(0)
+    gated.failure = DeviceLost("the GPU is lost: CUDA failure 700")
+    futures = gather(pool, runtime, gated, images(1), images(2), images(3))
+    gated.gate.release(9)
+    for future in futures:
+        with pytest.raises(DeviceLost):
+            future.result(TIMEOUT_S)
+    assert runtime.lost
+    assert gated.runs == [1, 1, 2], "what was lost together is not tried again one by one"
+    assert caplog.messages == ["the GPU is lost: CUDA failure 700"]
 
 
 def test_many_callers_all_get_their_own(gated: Gated) -> None:

@@ -3,6 +3,12 @@
 There need be no GPU: stand-ins record the calls, or answer as ONNX Runtime does on one.
 """
 
+import ctypes
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -12,10 +18,18 @@ import onnxruntime
 import pytest
 import torch
 
-from deitlt.bundle import Artefact, default_bundle
-from deitlt.errors import RuntimeUnavailable
+from deitlt.bundle import Artefact, default_bundle, open_bundle
+from deitlt.errors import DeviceLost, RuntimeUnavailable
+from deitlt.gpu import cause
 from deitlt.preprocess import PreprocessSpec
-from deitlt.runtimes import CUDA_OPTIONS, CUDA_PROVIDER, OnnxRuntime
+from deitlt.runtimes import (
+    CPU_PROVIDER,
+    CUDA_OPTIONS,
+    CUDA_PROVIDER,
+    OnnxRuntime,
+    cuda_works,
+    default_variant,
+)
 from deitlt.student import StudentConfig
 from deitlt.torch_runtime import TorchRuntime, load
 from export.benchmark import operators
@@ -24,17 +38,33 @@ from export.to_torch import export_program
 from tests.export_support import card_of, noise_student
 
 MODEL = default_bundle() / "model.onnx"
+PIXELS = np.zeros((1, 16, 16, 3), np.uint8)
+OLD_DRIVER = (
+    "[ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/core/providers/cuda/cuda_call.cc:129 "
+    "std::conditional_t<THRW, void, Status> CudaCall(ERRTYPE) [with ERRTYPE = cudaError] "
+    f"{'x' * 200} CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version ; "
+    "GPU=0 ; hostname=gpu-7 ; file=cuda_execution_provider.cc ; expr=cudaSetDevice(0); "
+)
 
 
 class Recorded:
     """A session that took a GPU: its arguments, and which operators are said to be where."""
 
     calls: ClassVar[list["Recorded"]] = []
+    threads: ClassVar[set[int]] = set()
+    failure: Exception | None = None
     on_cpu: tuple[str, ...] = ()
 
     def __init__(self, path: str, options: Any, **given: Any) -> None:
         self.path, self.options, self.given = path, options, given
         self.calls.append(self)
+        self.threads.add(threading.get_ident())
+
+    def run(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
+        self.threads.add(threading.get_ident())
+        if self.failure is not None:
+            raise self.failure
+        return [np.zeros((1, 10), np.float32) for _ in outputs]
 
     def get_providers(self) -> list[str]:
         return [CUDA_PROVIDER, "CPUExecutionProvider"]
@@ -57,6 +87,7 @@ def part(provider: str, *operators: str) -> Any:
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
     monkeypatch.setattr(Recorded, "calls", [])
+    monkeypatch.setattr(Recorded, "threads", set())
     monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
     return Recorded
 
@@ -67,6 +98,47 @@ def test_a_gpu_is_asked_for_alone_and_without_a_way_back(session: type[Recorded]
     assert call.given == {"providers": [(CUDA_PROVIDER, CUDA_OPTIONS)], "enable_fallback": 0}
     recording = "session.record_ep_graph_assignment_info"
     assert call.options.get_session_config_entry(recording) == "1"
+
+
+def test_all_calls_of_a_gpu_come_from_one_thread(session: type[Recorded]) -> None:
+    runtime = OnnxRuntime(MODEL, device="cuda")
+    with ThreadPoolExecutor(4) as pool:
+        together = threading.Barrier(4)
+        callers = set(pool.map(lambda _: (together.wait(), threading.get_ident())[1], range(4)))
+        list(pool.map(lambda _: runtime.run(PIXELS), range(16)))
+    (caller,) = session.threads  # each thread would have streams and cuBLAS workspaces of its own
+    assert caller not in {*callers, threading.get_ident()}
+
+
+def test_calls_of_the_cpu_stay_in_the_thread_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = OnnxRuntime(MODEL, device="cpu")
+    monkeypatch.setattr(Recorded, "threads", set())
+    monkeypatch.setattr(runtime, "_session", Recorded("", None))
+    monkeypatch.setattr(runtime, "_outputs", ["logits"])
+    with ThreadPoolExecutor(1) as pool:
+        caller = pool.submit(threading.get_ident).result()
+        pool.submit(runtime.run, PIXELS).result()
+    assert Recorded.threads == {threading.get_ident(), caller}
+
+
+@pytest.mark.parametrize(("status", "lost"), [(700, True), (0, False), (201, False)])
+def test_a_gpu_whose_context_is_dead_is_lost_and_one_out_of_memory_is_not(
+    session: type[Recorded], monkeypatch: pytest.MonkeyPatch, status: int, lost: bool
+) -> None:
+    def name(code: int, pointer: Any) -> None:
+        assert code == status
+        ctypes.cast(pointer, ctypes.POINTER(ctypes.c_char_p))[0] = b"CUDA_ERROR_ILLEGAL_ADDRESS"
+
+    driver = SimpleNamespace(cuCtxSynchronize=lambda: status, cuGetErrorName=name)
+    monkeypatch.setattr("deitlt.gpu.cuda_driver", lambda: driver)
+    runtime = OnnxRuntime(MODEL, device="cuda")
+    failure = RuntimeError("in Gemm: CUBLAS failure 13: EXECUTION_FAILED ; GPU=0")
+    monkeypatch.setattr(session, "failure", failure)
+    with pytest.raises(RuntimeError if not lost else DeviceLost) as caught:
+        runtime.run(PIXELS)
+    if lost:
+        text = "the GPU is lost to this process (CUDA_ERROR_ILLEGAL_ADDRESS): CUBLAS failure 13"
+        assert str(caught.value).startswith(text)
 
 
 def test_shapes_may_be_computed_on_the_cpu_and_nothing_else(
@@ -121,6 +193,55 @@ def test_a_gpu_that_cannot_be_set_up_is_not_replaced_by_the_cpu(
     with pytest.raises(RuntimeUnavailable, match="CUDA failure 35: driver too old"):
         OnnxRuntime(MODEL, device="cuda")
     assert capfd.readouterr().out == ""
+
+
+@pytest.fixture
+def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU with a driver that ONNX Runtime finds too old."""
+    create: Callable[..., None] = onnxruntime.InferenceSession._create_inference_session
+
+    def fail(self: Any, providers: Any, *args: Any) -> None:
+        if providers[0][0] == CUDA_PROVIDER:
+            raise RuntimeError(OLD_DRIVER)
+        create(self, providers, *args)
+
+    providers = [CUDA_PROVIDER, CPU_PROVIDER]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    monkeypatch.setattr("deitlt.runtimes.count_gpus", lambda: 1)
+    cuda_works.cache_clear()
+    yield
+    cuda_works.cache_clear()
+
+
+@pytest.mark.usefixtures("broken_gpu")
+def test_auto_takes_the_cpu_where_the_gpu_does_not_work_and_says_why_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bundle = open_bundle(default_bundle())
+    forms = bundle.manifest["artefacts"]
+    both = replace(bundle, manifest={"artefacts": {**forms, "fp16": forms["float32"]}})
+    with caplog.at_level(logging.WARNING):
+        assert default_variant(both, "auto") == "float32"
+        assert OnnxRuntime(MODEL, device="auto").provider == CPU_PROVIDER
+    (line,) = caplog.messages
+    assert "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime" in line
+    with pytest.raises(RuntimeUnavailable, match="CUDA failure 35: CUDA driver version is insuff"):
+        OnnxRuntime(MODEL, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (OLD_DRIVER, OLD_DRIVER[OLD_DRIVER.index("CUDA failure") : OLD_DRIVER.index(" ; GPU")]),
+        ("[Error] : 1 : x.cc:1 Failed to load libcudnn.so.9\nmore", "Failed to load libcudnn.so.9"),
+        ("CUDNN_FE failure 7: no engine ; GPU=0", "CUDNN_FE failure 7: no engine"),
+        ("first line\nsecond", "first line"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_the_cause_is_found_in_what_a_runtime_says(text: str, wanted: str) -> None:
+    assert cause(RuntimeError(text)) == wanted
 
 
 @pytest.fixture

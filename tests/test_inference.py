@@ -218,6 +218,7 @@ def test_a_gpu_gets_fp16_where_the_bundle_has_it(
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setattr("deitlt.runtimes.count_gpus", lambda: gpus)
+    monkeypatch.setattr("deitlt.runtimes.cuda_works", lambda: True)
     entry = classifier.bundle.manifest["artefacts"]["float32"]
     artefacts = {"float32": entry} | ({"fp16": entry} if has else {})
     bundle = replace(classifier.bundle, manifest={"artefacts": artefacts})

@@ -14,13 +14,16 @@ from starlette.testclient import TestClient
 
 from deitlt import runtimes
 from deitlt.bundle import Bundle
-from deitlt.runtimes import CPU_PROVIDER, CUDA_PROVIDER, open_runtime
+from deitlt.errors import DeviceLost
+from deitlt.preprocess import Pixels
+from deitlt.runtimes import CPU_PROVIDER, CUDA_PROVIDER, Outputs, open_runtime
 from serving import startup
 from serving.backend import Backend
 from serving.frontend import Frontend
+from serving.service import frontend
 from serving.settings import Settings
 from tests.on_gpu_support import FP16_OUTPUTS, OnGpu, add_fp16
-from tests.service_support import CLASSIFY, LIMITS, picture
+from tests.service_support import CLASSIFY, LIMITS, error_of, in_process, picture
 
 
 @pytest.fixture
@@ -43,6 +46,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
 
     monkeypatch.setattr("serving.backend.open_runtime", open_there)
     monkeypatch.setattr(runtimes, "count_gpus", lambda: 1)
+    monkeypatch.setattr(runtimes, "cuda_works", lambda: True)
     providers = [CUDA_PROVIDER, CPU_PROVIDER]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     return asked
@@ -58,10 +62,10 @@ def test_on_a_gpu_each_bundle_gives_its_fp16_or_float32(
 ) -> None:
     settings = Settings.from_environ(environ(two_bundles, DEITLT_DEVICE=device))
     backend = Backend.start(settings)
-    frontend = Frontend()
-    frontend.attach(backend)
+    routes = Frontend()
+    routes.attach(backend)
     try:
-        with TestClient(frontend) as client:
+        with TestClient(routes) as client:
             cards = client.get("/v1/models").json()["models"]
             served = {card["name"]: (card["variant"], card["provider"]) for card in cards}
             assert served == {
@@ -110,3 +114,20 @@ def test_the_check_before_a_start_tries_the_form_that_is_served(
     monkeypatch.setenv("DEITLT_VARIANT", "fp16")
     assert startup.main([]) == startup.WRONG_USE
     assert "plain: has no variant 'fp16'" in capsys.readouterr().err
+
+
+def test_a_lost_gpu_ends_readiness_and_life(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(pixels: Pixels) -> Outputs:
+        raise DeviceLost("the GPU is lost to this process (CUDA_ERROR_LAUNCH_FAILED)")
+
+    with in_process() as client:
+        probes = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
+        assert [client.get(path).status_code for path in probes] == [200] * 4
+        backend: Any = frontend._backend
+        runtime = backend.models.default.classifier.runtime
+        runtime._runtime.run = fail
+        for _ in range(2):
+            response = client.post(CLASSIFY, content=picture())
+            assert "LAUNCH_FAILED" in error_of(response, 503, "runtime_unavailable")
+        assert [client.get(path).status_code for path in probes] == [503] * 4
+    assert [r.levelname for r in caplog.records if "LAUNCH_FAILED" in r.message] == ["CRITICAL"]

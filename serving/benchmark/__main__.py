@@ -16,6 +16,7 @@ from deitlt.bundle import default_bundle, open_bundle
 from deitlt.engine import usable_cores
 from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.files import write_json
+from deitlt.gpu import count_gpus
 from deitlt.measuring import (
     MAX_STEAL,
     Steal,
@@ -26,7 +27,7 @@ from deitlt.measuring import (
     versions,
 )
 from deitlt.program import OneLineParser, Terminated, run_program, sigterm_raises, typed
-from deitlt.runtimes import count_gpus, default_variant
+from deitlt.runtimes import default_variant
 from serving.benchmark.peers.triton_server import look_into
 from serving.benchmark.photos import made_up_photos, read_photos
 from serving.benchmark.report import (
