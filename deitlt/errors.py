@@ -100,6 +100,8 @@ class RuntimeUnavailable(DeitLTError):
 class DeviceLost(RuntimeUnavailable):
     """A GPU failed in a way that leaves it unusable for as long as this process lives."""
 
+    code = "device_lost"
+
 
 class EngineError(DeitLTError):
     """The engine did not take or finish an image."""

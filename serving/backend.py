@@ -14,6 +14,7 @@ from deitlt.engine import Engine, usable_cores
 from deitlt.errors import UsageError
 from deitlt.runtimes import Runtime, default_variant, open_runtime
 from deitlt.triton_runtime import TritonRuntime
+from serving.bodies import Bodies
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.settings import Settings
@@ -31,6 +32,7 @@ class Backend:
     engine: Engine
     metrics: Metrics
     tracing: Tracing | None
+    bodies: Bodies
 
     @classmethod
     def start(cls, settings: Settings) -> "Backend":
@@ -65,7 +67,7 @@ class Backend:
         metrics.follow(engine, models)
         if settings.reload_s:
             models.watch(settings.reload_s)
-        return cls(settings, models, engine, metrics, tracing)
+        return cls(settings, models, engine, metrics, tracing, Bodies(settings.max_held_bytes))
 
     def alive(self) -> bool:
         """Whether this process can answer again without a restart: no device is lost to it."""

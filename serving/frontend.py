@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deitlt import __version__
 from deitlt.errors import EngineClosed
-from serving import kserve, pages, routes
+from serving import kserve, pages, routes, sdk
 from serving.access_log import access
 from serving.answers import HANDLERS, RETRY_AFTER_S, error_response
 from serving.backend import Backend, backend_of
@@ -40,7 +40,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _OPEN = re.compile(r"/|/docs|/openapi\.json|/page/.*|/v2/health/.*")
 # What a worker that is ending still answers.
 _TO_THE_END = frozenset({"/metrics", "/v2/health/live"})
-SHUTTING_DOWN = "this server is shutting down; send the request again, on a new connection"
 
 
 class Frontend:
@@ -51,12 +50,17 @@ class Frontend:
     """
 
     def __init__(self) -> None:
-        own: list[Route] = [*routes.routes(), *kserve.routes(), *pages.routes(get_index)]
+        own: list[Route] = [
+            *routes.routes(),
+            *kserve.routes(),
+            *sdk.routes(),
+            *pages.routes(get_index),
+        ]
         self._app = Starlette(routes=own, exception_handlers=HANDLERS)
         self._app.router.redirect_slashes = False
         self.drain = Drain()
         self._templates: dict[Any, str] = {route.endpoint: route.path for route in own}
-        self._outer: ASGIApp = self._app
+        self._outer: ASGIApp = self._admit
         self._backend: Backend | None = None
         self._key = b""
 
@@ -67,7 +71,7 @@ class Frontend:
         self._key = settings.api_key.encode()
         if settings.cors_origins:
             self._outer = CORSMiddleware(
-                self._app,
+                self._admit,  # pages of other origins may read refusals too
                 allow_origins=settings.cors_origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
@@ -79,8 +83,7 @@ class Frontend:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         start = time.perf_counter()
-        headers = Headers(scope=scope)
-        request_id = request_id_of(headers)
+        request_id = _request_id_of(Headers(scope=scope))
         state = {**scope.get("state", {}), "request_id": request_id, "error_code": None}
         scope = {**scope, "state": state}
         status = 500  # unless an answer begins
@@ -102,22 +105,21 @@ class Frontend:
             await send(message)
 
         try:
-            if not self.may_pass(scope, headers):
-                await _refuse(Request(scope))(scope, receive, send_stamped)
-            elif self.drain.begun and scope["path"] not in _TO_THE_END:
-                await _refuse_while_ending(Request(scope))(scope, receive, send_stamped)
-            else:
-                with self.drain.working():
-                    await self._outer(scope, receive, send_stamped)
+            await self._outer(scope, receive, send_stamped)
         finally:
             self._note(scope, status, time.perf_counter() - start)
 
-    @property
-    def max_bytes(self) -> int:
-        """Largest request body, once there is a backend."""
-        return self._backend.settings.max_bytes if self._backend else 0
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what has the key, as long as this worker is not ending."""
+        if not self._may_pass(scope, Headers(scope=scope)):
+            await _refuse(Request(scope))(scope, receive, send)
+        elif self.drain.begun and scope["path"] not in _TO_THE_END:
+            await _refuse_while_ending(Request(scope))(scope, receive, send)
+        else:
+            with self.drain.working():
+                await self._app(scope, receive, send)
 
-    def may_pass(self, scope: Scope, headers: Headers) -> bool:
+    def _may_pass(self, scope: Scope, headers: Headers) -> bool:
         """Whether a request has the API key, or needs none."""
         if not self._key or scope["method"] == "OPTIONS" or _OPEN.fullmatch(scope["path"]):
             return True
@@ -181,11 +183,12 @@ def _refuse(request: Request) -> Response:
 
 
 def _refuse_while_ending(request: Request) -> Response:
+    text = "this server is shutting down; send the request again, on a new connection"
     headers = {"Retry-After": str(RETRY_AFTER_S)}
-    return error_response(503, EngineClosed.code, SHUTTING_DOWN, request, headers)
+    return error_response(503, EngineClosed.code, text, request, headers)
 
 
-def request_id_of(headers: Headers) -> str:
+def _request_id_of(headers: Headers) -> str:
     """The client's own id, if it is fit to stand in a header and a log line; else a new one."""
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

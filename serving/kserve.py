@@ -31,9 +31,9 @@ from deitlt.engine import Task
 from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import Pixels
 from serving.backend import backend_of
+from serving.bodies import Take, inflated, limited, parse_json
 from serving.models import Model
 from serving.routes import finished
-from serving.uploads import bounded
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 Wanted = tuple[str, bool, int]
@@ -91,13 +91,13 @@ async def get_ready(request: Request) -> Response:
     """Live, and ready: warm, which every model is before the first request, and its runtime there.
 
     Raises:
-        RuntimeUnavailable: a GPU is lost, or a remote runtime does not answer and it is asked for
-            ready.
+        DeviceLost: the process has to be started again.
+        RuntimeUnavailable: a remote runtime does not answer, and it is asked for ready.
     """
     about = {"name": _find(request)[0].name} if request.path_params else {}
     word = request.scope["path"].rpartition("/")[2]
     if not backend_of(request).alive():
-        raise errors.RuntimeUnavailable("the device of a model is lost; the service must restart")
+        raise errors.DeviceLost("the GPU of a model is lost to this process; start it again")
     if word == "ready" and not await asyncio.to_thread(backend_of(request).ready):
         raise errors.RuntimeUnavailable("the runtime of a model does not answer")
     return JSONResponse({**about, word: True})
@@ -143,19 +143,17 @@ async def infer(request: Request) -> Response:
     timeout_s = backend.settings.timeout_s
     deadline = time.monotonic() + timeout_s
     backend.engine.refuse_if_full()
-    try:
-        # Giving up cancels the futures, so images that still wait are never begun.
-        async with asyncio.timeout(timeout_s):
-            fields, binary = await _read_body(request, backend.settings.max_bytes)
-            request_id = _get(fields, "id", "", request.state.request_id)
-            outputs = _read_outputs(fields, contract)
-            images = _read_images(fields, binary, contract)
-            timings = [Timing() for _ in images]
-            tasks = [_task(model.classifier, image) for image in images]
-            futures = backend.engine.submit_tasks(tasks, deadline=deadline, timings=timings)
-            outcomes = await finished(futures, request)
-    except TimeoutError as error:
-        raise errors.DeadlineExceeded(f"there was no answer within {timeout_s:g} s") from error
+    with backend.bodies.hold() as take:
+        try:
+            # Giving up cancels the futures, so images that still wait are never begun.
+            async with asyncio.timeout(timeout_s):
+                request_id, outputs, images = await _read(request, contract, take)
+                timings = [Timing() for _ in images]
+                tasks = [_task(model.classifier, image) for image in images]
+                futures = backend.engine.submit_tasks(tasks, deadline=deadline, timings=timings)
+                outcomes = await finished(futures, request)
+        except TimeoutError as error:
+            raise errors.DeadlineExceeded(f"there was no answer within {timeout_s:g} s") from error
     backend.metrics.count_images(len(outcomes))
     for number, outcome in enumerate(outcomes, start=1):
         if isinstance(outcome, errors.ImageError):
@@ -182,27 +180,28 @@ def _find(request: Request) -> tuple[Model, Contract]:
     )
 
 
-async def _read_body(request: Request, max_bytes: int) -> tuple[Any, memoryview]:
+async def _read(
+    request: Request, contract: Contract, take: Take
+) -> tuple[str, list[Wanted], list[bytes | Pixels]]:
+    """Id, outputs and images of a request; of its JSON nothing else is kept."""
+    fields, binary = await _read_body(request, backend_of(request).settings.max_bytes, take)
+    request_id: str = _get(fields, "id", "", request.state.request_id)
+    return request_id, _read_outputs(fields, contract), _read_images(fields, binary, contract)
+
+
+async def _read_body(request: Request, max_bytes: int, take: Take) -> tuple[Any, memoryview]:
     """The JSON of a body, which may come compressed, and the binary data behind it."""
-    too_large = errors.ImageTooLarge(f"the request body has more than {max_bytes} bytes")
-    announced = request.headers.get("content-length", "")[:20]
-    if announced.isdecimal() and int(announced) > max_bytes:
-        raise too_large
     encoding = request.headers.get("content-encoding", "identity")
     if encoding not in ("identity", "gzip", "deflate"):
         raise errors.UnsupportedImage(f"Content-Encoding is {encoding[:40]!r}; send gzip or none")
-    body = await Request(request.scope, bounded(request.receive, max_bytes)).body()
+    body = await limited(request, max_bytes, take).body()
     try:
         if encoding != "identity":
-            inflater = zlib.decompressobj(47)  # either header
-            body = await asyncio.to_thread(inflater.decompress, body, max_bytes + 1)
-            if len(body) > max_bytes:
-                raise too_large
-            _need(inflater.eof and not inflater.unused_data, f"the {encoding} body ends wrongly")
+            body = await inflated(body, max_bytes, take)
         size = int(request.headers.get(JSON_SIZE, str(len(body)))[:12])
         _need(0 <= size <= len(body), f"{JSON_SIZE} is not within the body")
-        return json.loads(body[:size]), memoryview(body)[size:]
-    except (ValueError, RecursionError, zlib.error) as error:
+        return parse_json(body[:size]), memoryview(body)[size:]
+    except (ValueError, zlib.error) as error:
         raise errors.UsageError(
             f"the body is not JSON up to {JSON_SIZE}, or not {encoding}"
         ) from error

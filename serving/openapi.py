@@ -153,6 +153,13 @@ def _v2(summary: str, schema: dict[str, Any], *statuses: int, **more: Any) -> di
     return _operation(summary, answers, **more)
 
 
+def _probe(summary: str, description: str) -> dict[str, Any]:
+    """Of BentoML, which knows no other body; not asked for the key, and not logged."""
+    text = {"content": {"text/plain": {"schema": STRING}}}
+    answers = {"200": {"description": description, **text}, "503": {"description": "No.", **text}}
+    return _operation(summary, answers, **_OPEN)
+
+
 def _health(word: str) -> dict[str, Any]:
     return {"get": _v2(f"Whether the service is {word}", record(word, **{word: BOOLEAN}), **_OPEN)}
 
@@ -181,6 +188,12 @@ def _of_model(path: str, *parameters: dict[str, Any]) -> dict[str, Any]:
 PATHS: dict[str, Any] = {
     "/": {"get": _operation("A page to try the model; for programs this list", _ROOT, **_OPEN)},
     "/docs": {"get": _operation("This document as a page", _PAGE, **_OPEN)},
+    "/livez": {"get": _probe(
+        "Whether the process lives; it is to be started again if not", "It lives."
+    )},
+    "/readyz": {"get": _probe(
+        "Whether requests are answered: warmed up, not ending, the runtime there", "They are."
+    )},
     "/v1/classify": {"post": _CLASSIFY},
     "/v1/explain": {"post": _EXPLAIN},
     "/v1/models": {"get": _operation(
@@ -189,6 +202,11 @@ PATHS: dict[str, Any] = {
     "/v1/models/{name}": {"get": _operation(
         "The card of a model", {**_ok(ref("Model"), "The card."), **_errors(401, 404)},
         parameters=[_NAME, MODEL_VERSION],
+    )},
+    "/sdk/classify": {"post": _operation(
+        "Classify one image, for BentoML's own clients",
+        {**_ok(ref("Prediction"), "The prediction."), **_errors(*OF_IMAGES)},
+        requestBody={"required": True, "content": {JSON: {"schema": ref("SdkCall")}}},
     )},
     "/metrics": {"get": _operation(
         "Counters in Prometheus' text format", {**_METRICS, **_errors(401)}

@@ -6,9 +6,10 @@ The event loop only moves bytes: decoding and the model run on the engine's thre
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import QueryParams
@@ -22,10 +23,13 @@ from deitlt.errors import DeadlineExceeded, ImageError, UsageError
 from deitlt.prediction import Options, Prediction, Timing
 from serving.answers import error_response, result
 from serving.backend import Backend, backend_of
+from serving.bodies import Take
 from serving.models import Model
 from serving.openapi import document
 from serving.uploads import read_images
 
+# What a body asks for: images, or why one of several is none, and what the answers should hold.
+Asked = tuple[list[bytes | ImageError], Options]
 FLAGS = ("experts", "logits")
 OPTIONS = ("experts", "top_k", "blend", "logits", "model", "version")
 # As JSON writes them. int() and float() take more: 1_0, spaces, digits of other scripts, nan.
@@ -76,7 +80,7 @@ async def classify(request: Request) -> Response:
     """Classify one image or several."""
     options = read_options(request.query_params)
     model = asked_model(request)
-    return await answer(request, model, model.classifier, options)
+    return await answer(request, model, model.classifier, partial(_read, request, options))
 
 
 async def explain(request: Request) -> Response:
@@ -86,7 +90,7 @@ async def explain(request: Request) -> Response:
     if model.explainer is None:
         text = f"{model.name} {model.version} is served without explanations; {_how(request)}"
         return error_response(404, "not_found", text, request)
-    return await answer(request, model, model.explainer, options)
+    return await answer(request, model, model.explainer, partial(_read, request, options))
 
 
 def _how(request: Request) -> str:
@@ -102,8 +106,22 @@ def asked_model(request: Request) -> Model:
     return backend_of(request).models.find(query.get("model"), query.get("version"))
 
 
+async def _read(request: Request, options: Options, take: Take) -> Asked:
+    backend = backend_of(request)
+    images = await read_images(
+        request,
+        max_bytes=backend.settings.max_bytes,
+        max_images=min(backend.settings.max_images, backend.engine.capacity),
+        take=take,
+    )
+    return images, options
+
+
 async def answer(
-    request: Request, model: Model, classifier: Classifier, options: Options
+    request: Request,
+    model: Model,
+    classifier: Classifier,
+    read: Callable[[Take], Awaitable[Asked]],
 ) -> Response:
     """The answer for the images of a request.
 
@@ -114,27 +132,31 @@ async def answer(
         request: its body has not been read.
         model: named in the answer.
         classifier: the form of the model to ask.
-        options: what the answer should hold.
+        read: reads the body, and tells what it is given of the bytes.
     """
     backend = backend_of(request)
     settings = backend.settings
     deadline = time.monotonic() + settings.timeout_s
     backend.engine.refuse_if_full()  # before a body is put together that nobody will look at
-    try:
-        # Giving up cancels the futures, so images that still wait are never begun.
-        async with asyncio.timeout(settings.timeout_s):
-            images = await read_images(
-                request,
-                max_bytes=settings.max_bytes,
-                max_images=min(settings.max_images, backend.engine.capacity),
-            )
-            timings = [Timing() for _ in images]
-            futures = backend.engine.submit_all(
-                images, options, deadline=deadline, classifier=classifier, timings=timings
-            )
-            outcomes = await finished(futures, request)
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"there was no answer within {settings.timeout_s:g} s") from error
+    with backend.bodies.hold() as take:
+        try:
+            # Giving up cancels the futures, so images that still wait are never begun.
+            async with asyncio.timeout(settings.timeout_s):
+                images, options = await read(take)
+                timings = [Timing() for _ in images]
+                good = {i: image for i, image in enumerate(images) if isinstance(image, bytes)}
+                futures = backend.engine.submit_all(
+                    [*good.values()],
+                    options,
+                    deadline=deadline,
+                    classifier=classifier,
+                    timings=[timings[i] for i in good],
+                )
+                answers = dict(zip(good, await finished(futures, request), strict=True))
+        except TimeoutError as error:
+            text = f"there was no answer within {settings.timeout_s:g} s"
+            raise DeadlineExceeded(text) from error
+    outcomes = [answers.get(i, image) for i, image in enumerate(images)]
     results = [result(outcome, model, request.state.request_id) for outcome in outcomes]
     _count(backend, model, outcomes, timings)
     headers = {
@@ -156,6 +178,8 @@ async def finished(futures: list[Future[Any]], request: Request) -> list[Any]:
     Raises:
         ClientDisconnect: nobody waits for the answer any more.
     """
+    if not futures:
+        return []
     # By hand: gather over wrap_future and wait make four futures and tasks an image, and the event
     # loop shares its core with the model.
     loop = asyncio.get_running_loop()

@@ -12,9 +12,11 @@ ERRORS = {
     413: "`too_large`: more bytes or pixels than allowed.",
     415: "`unsupported_image`: not an image, or a body, of an accepted format.",
     422: "`decode_failed`: a damaged image.",
-    429: "`overloaded`: the queue is full; try again after `Retry-After` seconds.",
+    429: "`overloaded`: the queue or the memory for bodies is full; try again after `Retry-After` "
+    "seconds.",
     500: "`internal_error`: a fault of the service; its log has the request id.",
-    503: "`shutting_down`, or `runtime_unavailable`: a remote runtime is not reached.",
+    503: "`shutting_down`; `runtime_unavailable`: a remote runtime is not reached; `device_lost`: "
+    "a GPU failed for good, and the process has to be started again.",
     504: "`deadline_exceeded`: no answer in time.",
 }
 # Of requests for which there is no operation here: 404, 405, and 400 that nobody is left to read.
@@ -134,6 +136,11 @@ SCHEMAS: dict[str, Any] = {
         routes={"type": "object", "additionalProperties": STRING},
     ),
     "OneImage": record("image", image=BASE64),
+    "SdkCall": record("image", image=BASE64, optional={
+        "experts": {**BOOLEAN, "default": False},
+        "top_k": {**SIZE, "minimum": 1, "default": 5},
+        "blend": {**PROBABILITY, "default": 0.5},
+    }),
     "Images": record("images", images=array(BASE64, minItems=1)),
     "Tensor": record("name datatype shape", shape=array(
         INTEGER, description="-1 stands for the number of images.",

@@ -6,21 +6,21 @@ DEITLT_MODEL=bundle/ bentoml serve serving.service:LongTailClassifier
 import asyncio
 import os
 import sys
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from http import HTTPStatus
 from typing import Any
 
 import bentoml
-from bentoml.exceptions import BentoMLException
+import uvicorn.config
 
-from deitlt.errors import DeadlineExceeded, DeitLTError, ImageTooLarge, UsageError
+from deitlt.errors import UsageError
 from deitlt.prediction import Options
 from serving.access_log import start_access_log
-from serving.answers import status_of
+from serving.answers import result
 from serving.backend import Backend
 from serving.frontend import Frontend
-from serving.sdk_guard import SdkGuard
+from serving.sdk import PATH, SdkToFrontend
 from serving.settings import MAX_TIMEOUT_S, Settings
 from serving.startup import why_not
 from serving.uploads import from_base64
@@ -53,11 +53,6 @@ def yield_to_work() -> None:
     if hasattr(os, "SCHED_BATCH"):
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-def refusal(error: DeitLTError) -> BentoMLException:
-    """An error as BentoML's clients see it."""
-    return BentoMLException(f"{error.code}: {error}", error_code=HTTPStatus(status_of(error)))
 
 
 @bentoml.service(
@@ -102,11 +97,14 @@ class LongTailClassifier:
         frontend.attach(self.backend)
         self.ready = True
 
-    @bentoml.api(route="/sdk/classify")  # type: ignore[untyped-decorator]
+    @bentoml.api(route=PATH)  # type: ignore[untyped-decorator]
     async def classify(
         self, image: str, experts: bool = False, top_k: int = 5, blend: float = 0.5
     ) -> dict[str, Any]:
         """Classify one image for BentoML's own clients; the same answer as POST /v1/classify.
+
+        Over HTTP `serving.sdk` answers; this tells BentoML's clients of it, and serves who calls
+        the service as an object.
 
         The image comes as base64 text and not as a file: BentoML fetches a file from wherever a
         client's text says.
@@ -118,25 +116,16 @@ class LongTailClassifier:
             blend: weight of CLS against DIST in [0, 1].
 
         Raises:
-            BentoMLException: with the status and the text of the HTTP API.
+            DeitLTError: as `Engine.submit` and its future do.
         """
-        backend, model = self.backend, self.backend.models.default
-        try:
-            options = Options(top_k, experts, blend)
-            data = from_base64(image, "image")
-            if len(data) > backend.settings.max_bytes:
-                raise ImageTooLarge(f"the image has more than {backend.settings.max_bytes} bytes")
-            async with asyncio.timeout(backend.settings.timeout_s):
-                (future,) = backend.engine.submit_all([data], options, classifier=model.classifier)
-                prediction = await asyncio.wrap_future(future)
-        except TimeoutError as error:
-            raise refusal(DeadlineExceeded("there was no answer in time")) from error
-        except DeitLTError as error:
-            raise refusal(error) from error
-        return {
-            **prediction.to_dict(),
-            "model": {"name": model.name, "version": model.version},
-        }
+        model = self.backend.models.default
+        (future,) = self.backend.engine.submit_all(
+            [from_base64(image, "image")],
+            Options(top_k, experts, blend),
+            classifier=model.classifier,
+        )
+        prediction = await asyncio.wrap_future(future)
+        return result(prediction, model, uuid.uuid4().hex)
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def watch_for_the_end(self) -> None:
@@ -161,4 +150,8 @@ class LongTailClassifier:
             self.log.stop()
 
 
-LongTailClassifier.add_asgi_middleware(SdkGuard, frontend=frontend)  # type: ignore[attr-defined]
+LongTailClassifier.add_asgi_middleware(  # type: ignore[attr-defined]
+    SdkToFrontend, frontend=frontend
+)
+# BentoML's worker starts uvicorn after it has loaded this module, and has no option for it.
+uvicorn.config.HTTP_PROTOCOLS["auto"] = "serving.bounded_http:BoundedHttp"

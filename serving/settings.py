@@ -69,6 +69,10 @@ class Settings:
     max_bytes: int
     """`DEITLT_MAX_BYTES`: largest request body, bytes (20 MiB)."""
 
+    max_held_bytes: int
+    """`DEITLT_MAX_HELD_BYTES`: bytes of request bodies in memory at once, unfinished ones too (128
+    MiB, or twice `DEITLT_MAX_BYTES` where that is more); beyond it answers are 429."""
+
     max_pixels: int
     """`DEITLT_MAX_PIXELS`: largest width times height of an image (50 million)."""
 
@@ -121,6 +125,10 @@ class Settings:
                 "on Triton, so leave one of the two out"
             )
         paths = filter(None, environ.get("DEITLT_MODEL", "").split(os.pathsep))
+        max_bytes = _number(environ, "DEITLT_MAX_BYTES", 20 * 2**20, 1, 2**30)
+        # A body that comes compressed is held twice.
+        least = 2 * max_bytes
+        held = max(128 * 2**20, least)
         origins = (origin.strip() for origin in environ.get("DEITLT_CORS_ORIGINS", "").split(","))
         return cls(
             models=tuple(map(Path, paths)) or packed_bundles(),
@@ -132,7 +140,8 @@ class Settings:
             num_workers=_number(environ, "DEITLT_WORKERS", 0, 0, 1024),
             max_batch=_number(environ, "DEITLT_MAX_BATCH", 0, 0, 1024),
             queue_size=_number(environ, "DEITLT_QUEUE_SIZE", 64, 0, 100_000),
-            max_bytes=_number(environ, "DEITLT_MAX_BYTES", 20 * 2**20, 1, 2**30),
+            max_bytes=max_bytes,
+            max_held_bytes=_number(environ, "DEITLT_MAX_HELD_BYTES", held, least, 2**40),
             max_pixels=_number(environ, "DEITLT_MAX_PIXELS", MAX_PIXELS, 1, PILLOW_MAX_PIXELS),
             fast_decode=_flag(environ, "DEITLT_FAST_DECODE"),
             max_images=_number(environ, "DEITLT_MAX_IMAGES", 64, 1, 10_000),

@@ -1,9 +1,5 @@
-"""Request bodies to image bytes, within limits that hold while the body streams in.
+"""Request bodies to image bytes: a raw body, the files of a form, or base64 in JSON."""
 
-Everything stays in memory: a body is bounded anyway, and a server may have no writable disk.
-"""
-
-import json
 import re
 from base64 import b64decode
 
@@ -11,69 +7,59 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
-from starlette.types import Message, Receive
 
-from deitlt.errors import ImageTooLarge, UnsupportedImage, UsageError
+from deitlt.errors import DecodeFailed, ImageError, UnsupportedImage, UsageError
+from serving.bodies import Take, limited, parse_json
 
 _HAS_FILENAME = re.compile(rb";\s*filename\*?\s*=", re.IGNORECASE)
 
 
-async def read_images(request: Request, *, max_bytes: int, max_images: int) -> list[bytes]:
-    """The encoded images in a request, at least one.
+async def read_images(
+    request: Request, *, max_bytes: int, max_images: int, take: Take
+) -> list[bytes | ImageError]:
+    """The encoded images in a request, at least one; of several an error is that image's alone.
 
     They are its raw body, the files of a form, or base64 texts in a JSON body: `{"image": text}` or
     `{"images": [text, ...]}`.
 
     Args:
         request: its body has not been read yet.
-        max_bytes: largest body; what a client announces and what it really sends are both held
-            against it, and no more than this is ever kept.
+        max_bytes: largest body, see `bodies.limited`.
         max_images: most images in a form or JSON body.
+        take: told of the bytes as they come.
 
     Raises:
         UsageError: nothing was sent, the form or JSON is malformed or has too many images.
         ImageTooLarge: the body has more than `max_bytes`.
+        Overloaded: of `take`.
         UnsupportedImage: the content type is neither an image's nor a form's nor JSON.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > max_bytes:
-        raise _too_large(max_bytes)
-    limited = Request(request.scope, bounded(request.receive, max_bytes))
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "multipart/form-data":
-        return await _read_form(limited, max_images)
-    if media_type == "application/json":
-        return _read_json(await limited.body(), max_images)
-    if media_type in ("", "application/octet-stream") or media_type.startswith("image/"):
-        body = await limited.body()
-        if not body:
+    body = limited(request, max_bytes, take)
+    kind = media_type(request)
+    if kind == "multipart/form-data":
+        return await _read_form(body, max_images)
+    if kind == "application/json":
+        return _read_json(await body.body(), max_images)
+    if kind in ("", "application/octet-stream") or kind.startswith("image/"):
+        image = await body.body()
+        if not image:
             raise UsageError("the request has no body; send the bytes of an image")
-        return [body]
+        return [image]
     raise UnsupportedImage(
-        f"Content-Type is {media_type[:100]!r}; send image/*, application/octet-stream, "
+        f"Content-Type is {kind[:100]!r}; send image/*, application/octet-stream, "
         "multipart/form-data or application/json"
     )
 
 
-def bounded(receive: Receive, max_bytes: int) -> Receive:
-    """`receive`, raising as soon as more than `max_bytes` of body came through."""
-    num_bytes = 0
-
-    async def bounded_receive() -> Message:
-        nonlocal num_bytes
-        message = await receive()
-        num_bytes += len(message.get("body", b""))
-        if num_bytes > max_bytes:
-            raise _too_large(max_bytes)
-        return message
-
-    return bounded_receive
+def media_type(request: Request) -> str:
+    """The content type of a body, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _read_json(body: bytes, max_images: int) -> list[bytes]:
+def _read_json(body: bytes, max_images: int) -> list[bytes | ImageError]:
     try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(body)
+    except ValueError as error:
         raise UsageError("the body is not valid JSON") from error
     if not isinstance(fields, dict) or set(fields) not in ({"image"}, {"images"}):
         raise UsageError('send {"image": base64} or {"images": [base64, ...]}')
@@ -82,7 +68,16 @@ def _read_json(body: bytes, max_images: int) -> list[bytes]:
         raise UsageError("images must be a list of base64 texts, and image one of them")
     if len(texts) > max_images:
         raise _too_many(max_images)
-    return [from_base64(text, f"image {number}") for number, text in enumerate(texts, start=1)]
+    if len(texts) == 1:
+        return [from_base64(texts[0], "image")]
+    return [_from_base64(text, f"image {number}") for number, text in enumerate(texts, start=1)]
+
+
+def _from_base64(text: str, what: str) -> bytes | ImageError:
+    try:
+        return from_base64(text, what)
+    except UsageError as error:
+        return DecodeFailed(str(error))
 
 
 def from_base64(text: str, what: str) -> bytes:
@@ -99,7 +94,7 @@ def from_base64(text: str, what: str) -> bytes:
         raise UsageError(f"{what} is not base64") from error
 
 
-async def _read_form(request: Request, max_files: int) -> list[bytes]:
+async def _read_form(request: Request, max_files: int) -> list[bytes | ImageError]:
     _, parameters = parse_options_header(request.headers["content-type"])
     boundary = parameters.get(b"boundary")
     if not boundary:
@@ -175,7 +170,3 @@ class _Form:
 
 def _too_many(max_images: int) -> UsageError:
     return UsageError(f"more than {max_images} images in one request; send fewer")
-
-
-def _too_large(max_bytes: int) -> ImageTooLarge:
-    return ImageTooLarge(f"the request body has more than {max_bytes} bytes")

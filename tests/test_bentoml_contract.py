@@ -119,13 +119,13 @@ def test_a_mounted_starlette_gets_only_paths_that_it_has(starlette_client: TestC
 
 
 def test_health_and_api_routes_stay_bentomls(client: TestClient) -> None:
-    """serving/service.py: /livez, /readyz and /sdk/classify."""
+    """serving/service.py: /livez and /readyz; serving/sdk.py has to stand before the others."""
     assert (client.get("/livez").status_code, client.get("/livez").text) == (200, "\n")
     assert client.post("/api/length", json={"text": "abc"}).json() == 3
 
 
 def test_another_method_on_an_api_route_goes_to_the_app_at_the_root(client: TestClient) -> None:
-    """serving/frontend.py answers GET /sdk/classify with our 404."""
+    """serving/frontend.py answers other methods than POST there."""
     assert client.get("/api/length").text == "mounted"
 
 
@@ -141,18 +141,18 @@ def test_metrics_switched_off_leave_their_path_to_the_app(client: TestClient) ->
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/api/length", "/schema.json"])
 def test_added_middleware_stands_before_every_route(client: TestClient, path: str) -> None:
-    """serving/sdk_guard.py is such a middleware."""
+    """serving/sdk.py has such a middleware."""
     assert client.get(path).headers["x-seen"] == "yes"
 
 
 def test_errors_of_a_client_have_a_list_as_body(client: TestClient) -> None:
-    """serving/service.py `refusal`; BentoML's clients show the body's text."""
+    """serving/sdk.py answers /sdk/classify itself for that reason."""
     response = client.post("/api/fail", json={"status": 413})
     assert (response.status_code, response.json()) == (413, [{"error": "what I said"}])
 
 
 def test_errors_of_a_server_are_masked(client: TestClient) -> None:
-    """serving/service.py `refusal`: what is said with 503 and 504 does not arrive."""
+    """serving/sdk.py answers itself for that reason: 503 and 504 would not arrive."""
     response = client.post("/api/fail", json={"status": 503})
     assert (response.status_code, response.json()) == (503, MASKED)
 
@@ -164,7 +164,7 @@ def test_a_bad_image_file_is_500(client: TestClient) -> None:
 
 
 def test_a_text_in_place_of_a_file_is_fetched(client: TestClient) -> None:
-    """serving/sdk_guard.py lets only JSON through for that reason."""
+    """serving/sdk.py takes only JSON for that reason."""
     with socket.create_server((HOST, 0)) as listener, ThreadPoolExecutor() as pool:
         listener.settimeout(PATIENCE_S)
 
@@ -182,7 +182,7 @@ def test_a_text_in_place_of_a_file_is_fetched(client: TestClient) -> None:
 
 
 def test_a_body_of_any_size_is_read(client: TestClient) -> None:
-    """serving/sdk_guard.py asks for Content-Length and bounds it for that reason."""
+    """serving/sdk.py reads the body itself for that reason."""
     assert client.post("/api/length", json={"text": "a" * 30_000_000}).json() == 30_000_000
 
 

@@ -1,9 +1,14 @@
 """Hundreds of hostile images against the decoder, the classifier and a real server."""
 
+import gzip
+import json
+import select
+import socket
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +24,27 @@ from deitlt.preprocess import decode
 from serving.answers import status_of
 from tests.hostile_pictures import Hostile
 from tests.hostile_support import hostile_images
-from tests.service_support import CLASSIFY, error_of, picture, plain, without_envelope
+from tests.kserve_support import INFER
+from tests.service_support import (
+    CLASSIFY,
+    PATIENCE_S,
+    error_of,
+    picture,
+    plain,
+    without_envelope,
+)
 from tests.test_serve import serving
 
 MAX_PIXELS = 4_000_000
+MAX_BYTES = 8 * 2**20
+NUM_CLIENTS = 4
 LIMITS: dict[str, Any] = {
-    "DEITLT_MAX_BYTES": str(8 * 2**20),
+    "DEITLT_MAX_BYTES": str(MAX_BYTES),
+    "DEITLT_MAX_HELD_BYTES": str(NUM_CLIENTS * MAX_BYTES),
     "DEITLT_MAX_PIXELS": str(MAX_PIXELS),
     "DEITLT_MAX_IMAGES": "16",
     "DEITLT_TIMEOUT_S": "15",  # an image that takes longer is a 504, and fails the test
 }
-NUM_CLIENTS = 4
 # What the server may take beyond its idle memory, whatever is sent: four bodies of up to 8 MiB,
 # two images of 4 megapixels in work with their copies, and what malloc keeps.
 MAX_GROWTH = 150 * 2**20
@@ -115,14 +130,14 @@ def test_a_list_of_them_fails_one_by_one(
 
 
 @contextmanager
-def bounded_memory(worker: psutil.Process) -> Iterator[None]:
-    """Hold the worker's peak, which Linux keeps, to its memory before and `MAX_GROWTH`."""
+def bounded_memory(worker: psutil.Process, growth: int = MAX_GROWTH) -> Iterator[None]:
+    """Hold the worker's peak, which Linux keeps, to its memory before and so many bytes."""
     idle = worker.memory_info().rss
     Path(f"/proc/{worker.pid}/clear_refs").write_text("5")  # the peak starts anew
     yield
     lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
     (peak,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    assert peak - idle < MAX_GROWTH, f"{idle >> 20} MB idle, {peak >> 20} MB under attack"
+    assert peak - idle < growth, f"{idle >> 20} MB idle, {peak >> 20} MB under attack"
 
 
 def test_a_server_under_attack(
@@ -179,3 +194,78 @@ def check_together(
         else:
             told: dict[str, Any] = without_envelope(result)
             assert told == plain(outcome)
+
+
+def unfinished(url: str, path: str, *lines: str) -> socket.socket:
+    """A connection on which a request has begun."""
+    connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), PATIENCE_S)
+    connection.sendall("\r\n".join([f"POST {path} HTTP/1.1", "Host: x", *lines]).encode())
+    return connection
+
+
+def test_uploads_that_do_not_end_are_held_to_one_budget(
+    site: tuple[str, psutil.Process, Path],
+) -> None:
+    url, worker, _ = site
+    most = bytes(MAX_BYTES - 60_000)
+    held: list[socket.socket] = []
+    refused: list[socket.socket] = []
+    with ExitStack() as stack, bounded_memory(worker, (NUM_CLIENTS + 2) * MAX_BYTES):
+        for _ in range(3 * NUM_CLIENTS):
+            line = f"Content-Length: {MAX_BYTES}"
+            client = stack.enter_context(unfinished(url, CLASSIFY, line, "", ""))
+            client.sendall(most)
+            readable, _, _ = select.select([client], [], [], 0.5)
+            (refused if readable else held).append(client)
+        for client in refused:
+            answer = client.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 429 ")
+            assert b"retry-after: 1" in answer.lower()
+        assert (len(held), len(refused)) == (NUM_CLIENTS, 2 * NUM_CLIENTS)
+        assert httpx.post(url + CLASSIFY, content=picture()).status_code == 200, "there is room"
+    for _ in range(10 * PATIENCE_S):  # until the server has seen that they are gone
+        response = httpx.post(url + CLASSIFY, content=most)
+        if response.status_code != 429:
+            break
+        time.sleep(0.1)
+    error_of(response, 415, "unsupported_image")
+
+
+@pytest.mark.parametrize("path", [CLASSIFY, "/sdk/classify", INFER])
+@pytest.mark.parametrize("item", [b"[],", b'{"":{}},'])
+def test_json_does_not_grow_in_memory(
+    site: tuple[str, psutil.Process, Path], path: str, item: bytes
+) -> None:
+    url, worker, log = site
+    body = b'{"image":[' + item * (7_500_000 // len(item)) + b"0]}"
+    headers = {"Content-Type": "application/json"}
+    if path == INFER:
+        body, headers = gzip.compress(body, 1), {"Content-Encoding": "gzip"}
+    with bounded_memory(worker, 5 * MAX_BYTES):
+        response = httpx.post(url + path, content=body, headers=headers, timeout=PATIENCE_S)
+    assert response.status_code == 400
+    assert "more than 1000000 values" in response.text
+    assert "Traceback" not in log.read_text(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("lines", "piece"),
+    [
+        (("",), b"a: b\r\n" * 2000),  # headers without number
+        (("X-Long: a",), b"b" * 12_000),  # a header without end
+        (("Transfer-Encoding: chunked", "", "1", "a", "0", ""), b"a: b\r\n" * 2000),  # trailers
+    ],
+)
+def test_headers_without_end_are_431(
+    site: tuple[str, psutil.Process, Path], lines: tuple[str, ...], piece: bytes
+) -> None:
+    url, worker, _ = site
+    with unfinished(url, CLASSIFY, *lines) as client, bounded_memory(worker, MAX_BYTES):
+        for _ in range(100):
+            client.sendall(piece)
+            if select.select([client], [], [], 0.02)[0]:
+                break
+        response = client.recv(4096)
+    assert response.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(response.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad_request"
+    assert httpx.post(url + CLASSIFY, content=picture()).status_code == 200

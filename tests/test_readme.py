@@ -207,6 +207,7 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
     for name in (
         "queue_size",
         "max_bytes",
+        "max_held_bytes",
         "max_pixels",
         "max_images",
         "timeout_s",

@@ -16,7 +16,14 @@ from bentoml.exceptions import BentoMLException
 
 from deitlt.bundle import open_bundle
 from deitlt.classifier import Classifier
-from tests.service_support import CLASSIFY, PATIENCE_S, error_of, picture, plain
+from tests.service_support import (
+    CLASSIFY,
+    PATIENCE_S,
+    error_of,
+    picture,
+    plain,
+    without_envelope,
+)
 from tests.test_serve import serving
 
 SDK = "/sdk/classify"
@@ -53,27 +60,51 @@ def text(image: bytes) -> str:
     return base64.b64encode(image).decode()
 
 
+def line_of(site: Site, request_id: str) -> Any:
+    """The access log's line of a request."""
+    for _ in range(PATIENCE_S * 10):
+        lines = [line for line in site.log.read_text().splitlines() if request_id in line]
+        if lines:
+            break
+        time.sleep(0.1)
+    (line,) = lines
+    return json.loads(line)
+
+
 def test_bentomls_own_client_gets_the_same_answer(site: Site, classifier: Classifier) -> None:
     (wanted,) = classifier.predict([picture()], experts=True, top_k=3)
     with bentoml.SyncHTTPClient(site.url, token=KEY["X-API-Key"]) as client:
         answer = client.classify(image=text(picture()), experts=True, top_k=3)
-        assert {k: v for k, v in answer.items() if k != "model"} == plain(wanted)
+        assert without_envelope(answer) == plain(wanted)
         for image, status in (("!", 400), (text(b"no image"), 415)):
             with pytest.raises(BentoMLException) as caught:
                 client.classify(image=image)
             assert caught.value.error_code == status
 
 
-def test_the_sdk_route_is_guarded(site: Site) -> None:
+def test_the_sdk_route_is_one_of_ours(site: Site) -> None:
     error_of(httpx.post(site.url + SDK, json={"image": ""}), 401, "unauthorized")
     files = {"image": ("a.png", picture())}
     error_of(site.post(SDK, files=files), 415, "unsupported_image")
     # BentoML would fetch it.
     url = {"image": "http://127.0.0.1:9/"}
     error_of(site.post(SDK, data=url), 415, "unsupported_image")
-    assert site.post(SDK, json=url).status_code == 400
+    error_of(site.post(SDK, json=url), 400, "bad_request")
     error_of(site.post(SDK, json={"image": "A" * 300_000}), 413, "too_large")
-    assert site.post(SDK, json={"image": 3}).status_code == 400
+    error_of(site.post(SDK, json={"image": text(b"no image")}), 415, "unsupported_image")
+    for wrong in ('{"image": 3}', "{}", "[]", "{", '{"image": "", "top_k": true}', '{"url": "a"}'):
+        as_json = {**KEY, "Content-Type": "application/json"}
+        answer = httpx.post(site.url + SDK, content=wrong, headers=as_json)
+        error_of(answer, 400, "bad_request")
+    error_of(httpx.get(site.url + SDK, headers=KEY), 405, "method_not_allowed")
+    error_of(site.post("/sdk/other", json={}), 404, "not_found")
+    answer = site.post(SDK, json={"image": text(picture())})
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert float(answer.headers["x-inference-time-ms"]) > 0
+    counters = httpx.get(f"{site.url}/metrics", headers=KEY).text
+    assert f'deitlt_requests_total{{route="{SDK}",status="200"}}' in counters
+    assert line_of(site, answer.headers["x-request-id"])["path"] == SDK
+    assert "Traceback" not in site.log.read_text()
 
 
 def test_the_key_is_asked_for_and_health_is_not(site: Site) -> None:
@@ -86,13 +117,7 @@ def test_the_key_is_asked_for_and_health_is_not(site: Site) -> None:
 def test_the_access_log_is_json_on_standard_output(site: Site) -> None:
     answer = site.post(f"{CLASSIFY}?top_k=0", content=picture())
     request_id = answer.headers["x-request-id"]
-    for _ in range(PATIENCE_S * 10):
-        lines = [line for line in site.log.read_text().splitlines() if request_id in line]
-        if lines:
-            break
-        time.sleep(0.1)
-    (line,) = lines
-    noted = json.loads(line)
+    noted = line_of(site, request_id)
     assert (noted["status"], noted["error"]) == (400, "bad_request")
     assert (noted["path"], noted["client"]) == (CLASSIFY, "127.0.0.1")
 

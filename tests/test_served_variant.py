@@ -128,6 +128,6 @@ def test_a_lost_gpu_ends_readiness_and_life(caplog: pytest.LogCaptureFixture) ->
         runtime._runtime.run = fail
         for _ in range(2):
             response = client.post(CLASSIFY, content=picture())
-            assert "LAUNCH_FAILED" in error_of(response, 503, "runtime_unavailable")
+            assert "LAUNCH_FAILED" in error_of(response, 503, "device_lost")
         assert [client.get(path).status_code for path in probes] == [503] * 4
     assert [r.levelname for r in caplog.records if "LAUNCH_FAILED" in r.message] == ["CRITICAL"]

@@ -1,12 +1,13 @@
 """The rest of the HTTP API: JSON bodies, logits, timing, counters, keys, other origins, the log."""
 
+import asyncio
 import base64
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,10 +15,20 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from deitlt.classifier import Classifier
+from deitlt.errors import UsageError
 from serving.backend import Backend
 from serving.frontend import Frontend
+from serving.service import LongTailClassifier
 from serving.settings import Settings
-from tests.service_support import CLASSIFY, LIMITS, as_files, error_of, picture
+from tests.service_support import (
+    CLASSIFY,
+    LIMITS,
+    as_files,
+    error_of,
+    picture,
+    plain,
+    without_envelope,
+)
 
 Counts = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -59,11 +70,18 @@ def test_base64_is_answered_like_the_bytes(client: TestClient, prefix: str) -> N
 
 
 def test_several_in_json_are_a_list_and_a_bad_one_fails_alone(client: TestClient) -> None:
-    body = {"images": [text(picture(1)), text(b"no image"), text(picture(2))]}
+    body = {"images": [text(picture(1)), text(b"no image"), text(picture(2)), "not base64!"]}
     results = client.post(CLASSIFY, json=body).json()["results"]
     assert results[1]["error"]["code"] == "unsupported_image"
+    assert results[3]["error"]["code"] == "decode_failed"
+    assert results[3]["error"]["message"] == "image 4 is not base64"
     files = client.post(CLASSIFY, files=as_files(picture(1), picture(2))).json()["results"]
     assert [results[0]["top_k"], results[2]["top_k"]] == [file["top_k"] for file in files]
+
+
+def test_none_of_several_in_json_is_base64(client: TestClient) -> None:
+    results = client.post(CLASSIFY, json={"images": ["!", "?"]}).json()["results"]
+    assert [result["error"]["code"] for result in results] == ["decode_failed"] * 2
 
 
 @pytest.mark.parametrize(
@@ -182,6 +200,18 @@ def test_other_origins_only_if_named(client: TestClient) -> None:
         assert "access-control-allow-origin" not in other.headers
 
 
+def test_other_origins_may_read_refusals() -> None:
+    origin = {"Origin": "https://app.example"}
+    settings = {"DEITLT_CORS_ORIGINS": "https://app.example", "DEITLT_API_KEY": "sesame"}
+    with service(settings) as client:
+        for headers, ending, status in (({}, False, 401), ({"X-API-Key": "sesame"}, True, 503)):
+            cast(Frontend, client.app).drain.begun = ending
+            answer = client.get("/v1/models", headers={**origin, **headers})
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == "https://app.example"
+            assert answer.headers["x-request-id"]
+
+
 def test_the_log_has_a_line_of_json_a_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="deitlt.access")
     with service({"DEITLT_ACCESS_LOG": "true"}) as client:
@@ -204,3 +234,21 @@ def test_several_bundles_side_by_side(
         assert client.post(CLASSIFY, content=picture()).json()["model"]["name"] == "first"
         answer = client.post(f"{CLASSIFY}?model=second", content=picture()).json()
         assert answer["model"] == {"name": "second", "version": models[1]["version"]}
+
+
+def test_the_service_answers_as_an_object(
+    monkeypatch: pytest.MonkeyPatch, classifier: Classifier
+) -> None:
+    for name, value in LIMITS.items():
+        monkeypatch.setenv(name, value)
+    made: Any = LongTailClassifier  # BentoML's decorator has no types
+    instance = made()
+    try:
+        given = asyncio.run(instance.classify(image=text(picture()), top_k=2))
+        answer = json.loads(json.dumps(given))
+        (wanted,) = classifier.predict([picture()], top_k=2)
+        assert without_envelope(answer) == plain(wanted)
+        with pytest.raises(UsageError, match="image is not base64"):
+            asyncio.run(instance.classify(image="!"))
+    finally:
+        instance.close()

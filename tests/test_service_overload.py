@@ -16,6 +16,7 @@ from deitlt.errors import Overloaded
 from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import ImageLike
 from serving.backend import Backend
+from serving.bodies import Bodies
 from serving.frontend import Frontend
 from serving.metrics import Metrics
 from serving.models import Models
@@ -67,7 +68,9 @@ class Held:
         settings = Settings.from_environ({**LIMITS, "DEITLT_TIMEOUT_S": str(timeout_s)})
         metrics = Metrics()
         metrics.follow(self.engine, models)
-        self.frontend.attach(Backend(settings, models, self.engine, metrics, None))
+        self.frontend.attach(
+            Backend(settings, models, self.engine, metrics, None, Bodies(settings.max_held_bytes))
+        )
         self.client = TestClient(self.frontend, raise_server_exceptions=False)
 
 

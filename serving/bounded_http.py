@@ -1,0 +1,50 @@
+"""uvicorn's HTTP with a bound on everything of a request that is not its body.
+
+uvicorn keeps every header that a client sends, however long they are and however many.
+"""
+
+import json
+import uuid
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serving.answers import error_body
+
+# What nginx takes by default is half of it. A little more may come through in one piece.
+MAX_HEAD_BYTES = 65_536
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """A connection that ends with 431 where a request line, headers or trailers go on for ever."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._num_head_bytes = 0  # since there last was some body, or the end of a request
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came."""
+        self._num_head_bytes += len(data)
+        super().data_received(data)
+        if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse()
+
+    def on_body(self, body: bytes) -> None:
+        """Take some of a body, which the routes bound."""
+        self._num_head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Take the end of a request."""
+        self._num_head_bytes = 0
+        super().on_message_complete()
+
+    def _refuse(self) -> None:
+        text = f"the request line and headers have more than {MAX_HEAD_BYTES} bytes"
+        body = json.dumps(error_body("bad_request", text, uuid.uuid4().hex)).encode()
+        head = (
+            "HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
