@@ -56,7 +56,7 @@ class _Item:
 
 
 class Engine:
-    """Worker threads that share one classifier; use it as a context manager, or `close` it.
+    """Worker threads around one classifier or several; a context manager, or `close` it.
 
     As a context manager it finishes what it has taken, but when left by an exception (Ctrl-C) only
     what is begun: the other futures are cancelled.
@@ -64,19 +64,21 @@ class Engine:
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: Classifier | None,
         *,
         num_workers: int | None = None,
         queue_size: int = 64,
-        max_batch: int = 1,
+        max_batch: int | Callable[[Classifier], int] = 1,
     ) -> None:
         """Start the workers.
 
         Args:
-            classifier: load it with `num_threads=1`, as the workers fill the cores.
+            classifier: load it with `num_threads=1`, as the workers fill the cores; None where
+                whoever submits brings one each time.
             num_workers: calls of the model at once; the number of usable cores by default.
             queue_size: images that may wait beyond one for each worker.
-            max_batch: most images that a worker takes at once, see `batching.core_batch_size`.
+            max_batch: most images that a worker takes at once, of any classifier or of the one
+                that is given, see `batching.core_batch_size`.
 
         Raises:
             UsageError: fewer than one worker, a negative queue, or batches of no image.
@@ -87,7 +89,7 @@ class Engine:
             raise UsageError(f"{self.num_workers} workers; at least 1 is needed")
         if queue_size < 0:
             raise UsageError(f"queue size {queue_size} is negative")
-        if max_batch < 1:
+        if isinstance(max_batch, int) and max_batch < 1:
             raise UsageError(f"batches of {max_batch} images; at least 1 is needed")
         self.capacity = self.num_workers + queue_size
         self._max_batch = max_batch
@@ -117,13 +119,15 @@ class Engine:
             A future that gives the prediction, or raises `ImageError` or `DeadlineExceeded`.
 
         Raises:
+            UsageError: the engine has no classifier of its own.
             Overloaded: the queue is full and `wait` is off.
             EngineClosed: `close` was called.
         """
         with self._room:
             if wait:
                 self._room.wait_for(lambda: self._num_free > 0 or self._closed)
-            return self._admit([Classify(image, options, self.classifier)], deadline, None)[0]
+            task = Classify(image, options, self._asked(None))
+            return self._admit([task], deadline, None)[0]
 
     def submit_all(
         self,
@@ -144,11 +148,11 @@ class Engine:
             timings: one for each image, filled in before its future is done.
 
         Raises:
-            UsageError: more images than the engine ever holds.
+            UsageError: more images than the engine ever holds, or no classifier.
             Overloaded: the queue has no room for all of them now.
             EngineClosed: `close` was called.
         """
-        asked = classifier or self.classifier
+        asked = self._asked(classifier)
         tasks = [Classify(image, options, asked) for image in images]
         return self.submit_tasks(tasks, deadline=deadline, timings=timings)
 
@@ -212,6 +216,12 @@ class Engine:
         traceback: TracebackType | None,
     ) -> None:
         self.close(cancel_waiting=kind is not None)
+
+    def _asked(self, classifier: Classifier | None) -> Classifier:
+        asked = classifier or self.classifier
+        if asked is None:
+            raise UsageError("this engine has no classifier of its own; name one")
+        return asked
 
     def _admit(
         self,
@@ -281,14 +291,24 @@ class Engine:
 
     def _take(self) -> list[_Item]:
         """What one call of the model can do at once, and no more than this worker's share of it."""
-        taken: list[_Item] = []
         with self._room:
-            share = min(self._max_batch, ceil(len(self._waiting) / self.num_workers))
-            while self._waiting and (
-                not taken or (len(taken) < share and _alike(taken[0].task, self._waiting[0].task))
+            if not self._waiting:
+                return []
+            taken = [self._waiting.popleft()]
+            share = ceil((1 + len(self._waiting)) / self.num_workers)
+            share = min(self._most_together(taken[0].task), share)
+            while (
+                self._waiting
+                and len(taken) < share
+                and _alike(taken[0].task, self._waiting[0].task)
             ):
                 taken.append(self._waiting.popleft())
         return taken
+
+    def _most_together(self, task: Task[Any] | None) -> int:
+        if isinstance(self._max_batch, int):
+            return self._max_batch
+        return self._max_batch(task.classifier) if isinstance(task, Classify) else 1
 
     def _finish(self, item: _Item, outcome: Any) -> None:
         item.task = None

@@ -57,12 +57,12 @@ class Backend:
                 "DEITLT_EXPLAIN is true and no served bundle has the variant explain; export one "
                 "with --variants explain, or leave the setting out"
             )
-        classifier = models.default.classifier
+        served = [model.classifier for model in models.all()]
         engine = Engine(
-            classifier,
-            num_workers=settings.num_workers or default_workers(settings, classifier),
+            None,  # the models' own, which may be replaced
+            num_workers=settings.num_workers or max(default_workers(settings, c) for c in served),
             queue_size=settings.queue_size,
-            max_batch=images_of_a_worker(settings, classifier),
+            max_batch=partial(images_of_a_worker, settings),
         )
         metrics.follow(engine, models)
         if settings.reload_s:

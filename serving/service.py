@@ -4,6 +4,7 @@ DEITLT_MODEL=bundle/ bentoml serve serving.service:LongTailClassifier
 """
 
 import asyncio
+import logging
 import os
 import sys
 import uuid
@@ -91,6 +92,8 @@ class LongTailClassifier:
 
     def __init__(self) -> None:
         yield_to_work()
+        # BentoML logs warnings alone of others; that a new version took over is to be seen too.
+        logging.getLogger("deitlt.serving").setLevel(logging.INFO)
         settings = Settings.from_environ(os.environ)
         self.log = start_access_log() if settings.access_log else None
         self.backend = Backend.start(settings)

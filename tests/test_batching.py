@@ -242,7 +242,8 @@ def test_the_service_shares_runs_and_counts_them(
     backend = Backend.start(settings)
     try:
         assert backend.engine.num_workers == usable_cores()
-        futures = backend.engine.submit_all(pictures, Options(10))
+        asked = backend.models.default.classifier
+        futures = backend.engine.submit_all(pictures, Options(10), classifier=asked)
         assert [future.result(TIMEOUT_S) for future in futures] == alone
         counts = dict(line.rsplit(" ", 1) for line in backend.metrics.text().decode().splitlines())
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deitlt.engine import Engine
-from deitlt.errors import DeadlineExceeded, DecodeFailed
+from deitlt.errors import DeadlineExceeded, DecodeFailed, UsageError
 from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import ImageLike
 from tests.engine_support import TIMEOUT_S, Gated, label
@@ -82,6 +82,22 @@ def test_a_worker_takes_its_share_of_what_waits(
     assert max(batched.calls, default=1) <= 3
     if workers == 1:
         assert batched.calls == calls
+
+
+def test_each_classifier_has_its_own_largest_batch() -> None:
+    few, many = Batched(), Batched()
+    sizes = {few: 2, many: 5}
+    with Engine(None, num_workers=1, max_batch=lambda asked: sizes[asked]) as engine:  # type: ignore[index]
+        with pytest.raises(UsageError, match="no classifier of its own"):
+            engine.submit("whose")
+        engine.submit_all(["held"], classifier=few)
+        assert few.started.acquire(timeout=TIMEOUT_S)
+        futures = engine.submit_all([*"abcdefg"], classifier=few)
+        futures += engine.submit_all([*"abcdefg"], classifier=many)
+        few.gate.set()
+        many.gate.set()
+        assert "".join(map(label, futures)) == 2 * "abcdefg"
+    assert (few.calls, many.calls) == ([2, 2, 2], [5, 2])
 
 
 def test_each_has_its_own_options_and_error(batched: Batched) -> None:

@@ -1,7 +1,10 @@
 """Bundles that are written again while they are served: taken over whole, or not at all."""
 
+import gc
+import logging
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,8 +15,10 @@ from deitlt.bundle import MODEL
 from deitlt.classifier import Classifier, load
 from deitlt.engine import Engine
 from deitlt.errors import BundleError, UnknownModel, UsageError
+from serving.backend import Backend
 from serving.models import Models
-from tests.service_support import picture
+from serving.settings import Settings
+from tests.service_support import LIMITS, picture
 
 PATIENCE_S = 30
 
@@ -42,6 +47,25 @@ def test_a_new_bundle_takes_over(tmp_path: Path, make_bundle: Callable[..., Path
     with pytest.raises(UnknownModel, match="no model a; served are b"):
         models.find("a")
     assert old.classifier.predict_one(picture()).label  # whoever holds it can still use it
+
+
+def test_the_service_lets_go_of_a_replaced_model_and_says_so(
+    tmp_path: Path, make_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="deitlt.serving")
+    served = make_bundle(tmp_path / "served", name="a")
+    backend = Backend.start(Settings.from_environ({**LIMITS, "DEITLT_MODEL": str(served)}))
+    try:
+        old = weakref.ref(backend.models.default.classifier)
+        replace(served, make_bundle(tmp_path / "next", name="b"))
+        (new,) = backend.models.refresh()
+        gc.collect()
+        assert old() is None, "its graph stays in memory"
+        (future,) = backend.engine.submit_all([picture()], classifier=new.classifier)
+        assert future.result(PATIENCE_S).label
+    finally:
+        backend.close()
+    assert f"b: version {new.version} replaces" in caplog.text
 
 
 def test_a_damaged_new_bundle_leaves_the_old_one(

@@ -154,4 +154,5 @@ def test_a_new_version_takes_over_without_a_dropped_request(
     assert list(dict.fromkeys(name for _, name in seen)) == ["first", "second"]
     models = httpx.get(f"{site.url}/v1/models", headers=KEY).json()["models"]
     assert [m["version"] for m in models] == [open_bundle(site.bundle).version]
+    assert f"second: version {models[0]['version']} replaces" in site.log.read_text()
     shutil.rmtree(tmp_path / "old")
