@@ -1,9 +1,16 @@
 """What the tests of the pages ask: the real service over HTTP, with answers to put in their way."""
 
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from deitlt.bundle import MANIFEST, MODEL, write_bundle
 from serving.backend import Backend
 from serving.frontend import Frontend
 from serving.settings import Settings
@@ -40,3 +47,24 @@ class World:
 def busy(status: int, code: str, headers: dict[str, str] | None = None) -> Response:
     body = {"error": {"code": code, "message": "there is no room", "request_id": "id-7"}}
     return JSONResponse(body, status, headers=headers)
+
+
+def write_average(source: Path, target: Path) -> Path:
+    """A bundle with one more form, `average`, which gives the mean of both experts alone."""
+    manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+
+    def fill(folder: Path) -> dict[str, Any]:
+        for file in manifest["files"]:
+            shutil.copy(source / file, folder)
+        graph = onnx.load(folder / MODEL)
+        kept = [output for output in graph.graph.output if output.name == "logits"]
+        del graph.graph.output[:]
+        graph.graph.output.extend(kept)
+        onnx.save(graph, folder / "model.average.onnx")
+        forms = manifest["artefacts"]
+        average = {**forms["float32"], "file": "model.average.onnx", "outputs": ["logits"]}
+        made = ("files", "sha256", "schema_version")
+        others = {key: value for key, value in manifest.items() if key not in made}
+        return {**others, "artefacts": {**forms, "average": average}}
+
+    return write_bundle(target, fill).path

@@ -1,4 +1,4 @@
-"""The page in Chromium where the service asks for a key, and where it serves several models."""
+"""The page in Chromium where the service asks for a key, and with several or changing models."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser_support import Tab, serve_app
-from tests.page_support import World
+from tests.page_support import World, write_average
 from tests.service_support import picture
 
 SETTLED = "document.querySelectorAll('#answers > .card:not([aria-busy])').length"
@@ -90,3 +90,43 @@ def test_one_of_several_models_can_be_chosen(tab: Tab, world: World, pictures: l
     asked = [(query["model"], query["version"]) for query in world.queries]
     assert asked == [("second", versions["second"])] * 2
     assert tab.js("document.querySelector('#choice').value") == "1"
+
+
+def test_a_model_without_experts_is_asked_for_none(
+    opened: Tab, make_bundle: Callable[..., Path], tmp_path: Path, pictures: list[Path]
+) -> None:
+    bundle = write_average(make_bundle(tmp_path / "plain", name="plain"), tmp_path / "average")
+    world = World(DEITLT_MODEL=str(bundle), DEITLT_VARIANT="average")
+    with closing(world.backend), serve_app(world) as world.url:
+        opened.open(world.url)
+        opened.pick("#files", pictures)  # before the page knows the model
+        opened.until(f"{SETTLED} === 2")
+        assert opened.text("#status") == "2 answered"
+        assert world.queries == [{"top_k": "5"}] * 2
+        assert opened.texts(".opinions h4") == ["Best classes\nboth experts alike"] * 2
+        assert not opened.js("document.querySelector('#who').checkVisibility()")
+        assert opened.complaints == []
+
+
+def test_a_chosen_model_is_followed_to_its_next_version(
+    opened: Tab, make_bundle: Callable[..., Path], tmp_path: Path, pictures: list[Path]
+) -> None:
+    paths = [make_bundle(tmp_path / name, name=name) for name in NAMES]
+    world = World(DEITLT_MODEL=os.pathsep.join(map(str, paths)))
+    with closing(world.backend), serve_app(world) as world.url:
+        opened.open(world.url)
+        opened.until("!document.querySelector('#which').hidden")
+        opened.js(
+            "(() => { const choice = document.querySelector('#choice'); choice.value = '1';"
+            " choice.dispatchEvent(new Event('change')); })()"
+        )
+        new = write_average(paths[1], tmp_path / "new")
+        paths[1].rename(tmp_path / "old")
+        new.rename(paths[1])
+        (second,) = world.backend.models.refresh()
+        opened.pick("#files", pictures)
+        opened.until(f"{SETTLED} === 2")
+        assert opened.text("#status") == "2 answered"
+        assert f"second {second.version}" in opened.text("#model")
+        asked = [(query["model"], query["version"]) for query in world.queries]
+        assert asked[-2:] == [("second", second.version)] * 2

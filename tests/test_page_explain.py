@@ -1,6 +1,7 @@
 """The page shows where each expert looked, in Chromium against the real `/v1/explain`."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -211,6 +212,25 @@ def test_trouble_is_said_and_can_be_tried_again(tab: Tab, world: World, photo: P
     press(tab)
     tab.until(f"{DRAWN} === 2")
     assert tab.text(".looks [role=status]") == ""
+
+
+def test_a_model_that_was_replaced_is_asked_anew(tab: Tab, world: World, photo: Path) -> None:
+    answered(tab, [photo])
+    world.queries.clear()
+    body = {"error": {"code": "unknown_model", "message": "no such model", "request_id": "id"}}
+    world.instead[:] = [JSONResponse(body, 404)]
+    press(tab)
+    for _ in range(PATIENCE_S * 20):
+        if len(world.queries) == 2:
+            break
+        time.sleep(0.05)
+    assert [set(query) for query in world.queries] == [
+        {"model", "version"},
+        {"experts", "top_k", "blend"},
+    ]
+    tab.until("!document.querySelector('.card[aria-busy]')")
+    press(tab)
+    tab.until(f"{DRAWN} === 2")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

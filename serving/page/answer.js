@@ -35,12 +35,16 @@ export function verdict(result, model) {
       make("span", { class: "sure" }, percent(result.probability)),
     ),
     rarity(result, model),
-    agreement(result.experts),
+    ...(result.experts ? [agreement(result.experts)] : []),
   ];
 }
 
-/** The answer's and both experts' best classes, side by side. */
+/** The answer's and both experts' best classes, side by side; of a model without them its own. */
 export function opinions(result, blend) {
+  if (!result.experts) {
+    const own = opinion("both", "Best classes", "both experts alike", result.top_k);
+    return make("div", { class: "opinions" }, own);
+  }
   const { cls, dist } = weights(blend);
   return make(
     "div",

@@ -30,12 +30,14 @@ export class Failure extends Error {
     super(title);
     Object.assign(this, { title, detail, status, code, requestId, retryAfterS });
     this.canRetry = status === 0 || WORTH_ANOTHER_TRY.has(status);
+    this.isGone = code === "unknown_model"; // a version that was replaced meanwhile, say
   }
 }
 
-/** What the service says of one picture; `how` is what `submit` takes. */
+/** What the service says of one picture; `blend` where there are experts, `how` as `submit` has. */
 export function classify(file, { blend, ...how }) {
-  return submit("/v1/classify", file, { experts: "true", top_k: TOP_K, blend }, how);
+  const both = blend === undefined ? {} : { experts: "true", blend };
+  return submit("/v1/classify", file, { ...both, top_k: TOP_K }, how);
 }
 
 /** The same with where both experts looked, of a model that explains. */

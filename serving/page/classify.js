@@ -17,6 +17,7 @@ let inFlight = 0;
 let models = [];
 let keyTried = false;
 let chosen; // one of several models, else the service's default
+let firstLook; // at the models, which say what may be asked
 let sliderTimer;
 
 class Card {
@@ -67,7 +68,16 @@ class Card {
     const onWait = (seconds) => this.say(`The service is busy; asking again in ${seconds} s …`);
     let show;
     try {
-      const result = await classify(this.file, { blend, model: chosen, signal, onWait });
+      await firstLook;
+      const ask = () => {
+        const wanted = hasExperts() ? blend : undefined;
+        return classify(this.file, { blend: wanted, model: chosen, signal, onWait });
+      };
+      const result = await ask().catch(async (error) => {
+        if (!error.isGone) throw error;
+        await showModel(); // and with it the choice
+        return ask();
+      });
       const model = await modelOf(result.model);
       show = () => this.showResult(result, model, blend);
     } catch (error) {
@@ -108,7 +118,8 @@ class Card {
     const ask = (signal, onWait) => explain(this.file, { model, signal, onWait });
     const { name, address } = this;
     const cropPct = model.preprocess.crop_pct;
-    this.looks = new Looks({ name, address, cropPct, ask, onLocked: askForKey });
+    const onGone = () => this.ask(); // the answer is of a model that is no longer there
+    this.looks = new Looks({ name, address, cropPct, ask, onLocked: askForKey, onGone });
     this.looks.model = model;
     return this.looks;
   }
@@ -227,7 +238,8 @@ async function showModel() {
   }
   byId("access").hidden = true;
   showChoice();
-  const model = chosen ?? models.find((each) => each.default) ?? models[0];
+  byId("who").hidden = !hasExperts();
+  const model = asked();
   const provider = (model.provider ?? "").replace(/ExecutionProvider$/, "");
   const rows = {
     Model: `${model.name} ${model.version}`,
@@ -241,10 +253,23 @@ async function showModel() {
   );
 }
 
+/** The model that pictures go to; nothing as long as none is known. */
+function asked() {
+  return chosen ?? models.find((each) => each.default) ?? models[0];
+}
+
+/** Whether that model says what each expert thinks: its average alone can be served, too. */
+function hasExperts() {
+  const model = asked();
+  const outputs = model?.artefacts[model.variant ?? "float32"]?.outputs;
+  return !outputs || outputs.includes("cls_logits");
+}
+
 /** Offer the served models, if there are several. */
 function showChoice() {
-  const same = (each) => each.name === chosen?.name && each.version === chosen?.version;
-  chosen = models.find(same); // it may be gone
+  const namesakes = models.filter((each) => each.name === chosen?.name);
+  // It may be gone, and another version have its place.
+  chosen = namesakes.find((each) => each.version === chosen.version) ?? namesakes[0];
   const nameOf = (model) => `${model.name} ${model.version}`;
   byId("choice").replaceChildren(
     ...models.map((model, index) => make("option", { value: index }, nameOf(model))),
@@ -310,4 +335,4 @@ byId("clear").addEventListener("click", () => {
 });
 takeDrops();
 showBlend();
-showModel();
+firstLook = showModel();

@@ -29,8 +29,8 @@ export class Looks {
    * `address` is where the browser finds the picture, `cropPct` the share of its short side that
    * the model sees; `ask(signal, onWait)` gives the service's answer.
    */
-  constructor({ name, address, cropPct, ask, onLocked }) {
-    Object.assign(this, { address, cropPct, ask, onLocked });
+  constructor({ name, address, cropPct, ask, onLocked, onGone }) {
+    Object.assign(this, { address, cropPct, ask, onLocked, onGone });
     this.words = make("p", { class: "detail", role: "status" });
     this.panel = make("div", { class: "maps", hidden: true });
     this.button = make(
@@ -73,6 +73,7 @@ export class Looks {
         .filter(Boolean)
         .join(". ");
       if (error.status === 401) this.onLocked();
+      if (error.isGone) this.onGone();
     } finally {
       this.abort = null;
     }
