@@ -1,6 +1,7 @@
 """uvicorn's HTTP with a bound on everything of a request that is not its body.
 
-uvicorn keeps every header that a client sends, however long they are and however many.
+uvicorn keeps every header that a client sends, however long they are and however many. What it
+refuses before there is a request has the body of our other errors too.
 """
 
 import json
@@ -27,7 +28,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._num_head_bytes += len(data)
         super().data_received(data)
         if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse()
+            text = f"the request line and headers have more than {MAX_HEAD_BYTES} bytes"
+            self._refuse("431 Request Header Fields Too Large", text)
 
     def on_body(self, body: bytes) -> None:
         """Take some of a body, which the routes bound."""
@@ -39,11 +41,14 @@ class BoundedHttp(HttpToolsProtocol):
         self._num_head_bytes = 0
         super().on_message_complete()
 
-    def _refuse(self) -> None:
-        text = f"the request line and headers have more than {MAX_HEAD_BYTES} bytes"
+    def send_400_response(self, msg: str) -> None:
+        """End a connection on which something else than HTTP came."""
+        self._refuse("400 Bad Request", msg)
+
+    def _refuse(self, status: str, text: str) -> None:
         body = json.dumps(error_body("bad_request", text, uuid.uuid4().hex)).encode()
         head = (
-            "HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/json\r\n"
+            f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)

@@ -269,3 +269,12 @@ def test_headers_without_end_are_431(
     assert response.startswith(b"HTTP/1.1 431 ")
     assert json.loads(response.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad_request"
     assert httpx.post(url + CLASSIFY, content=picture()).status_code == 200
+
+
+def test_what_is_not_http_has_the_one_error_body(site: tuple[str, psutil.Process, Path]) -> None:
+    port = int(site[0].rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as client:
+        client.sendall(b"hello\r\n\r\n")
+        head, _, body = client.recv(4096).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "bad_request"
