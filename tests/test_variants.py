@@ -13,21 +13,26 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from deitlt import cli
 from deitlt.bundle import MANIFEST, Bundle, open_bundle, write_bundle
 from deitlt.classifier import load
 from deitlt.errors import BundleError, RuntimeUnavailable, UsageError
 from deitlt.golden import check_golden
-from deitlt.preprocess import resize_crop
+from deitlt.preprocess import PreprocessSpec, resize_crop
 from deitlt.runtimes import OnnxRuntime, open_runtime
+from deitlt.student import StudentConfig
 from export.fuse import FusedStudent
+from export.parity import FusedRuntime
 from export.to_onnx import export_onnx
 from export.variants import OPTIONAL, VARIANTS
 from tests.export_support import (
     export,
     fit_heads,
     fitted_student,
+    noise_student,
     photo_tiles,
     pixels_of,
     save_student,
@@ -127,6 +132,28 @@ def test_precisions_are_really_different(whole_bundle: Path) -> None:
     sizes = {v: bundle.artefact(v).path.stat().st_size for v in ("float32", "fp16", "int8")}
     assert sizes["fp16"] < 0.6 * sizes["float32"]
     assert sizes["int8"] < 0.4 * sizes["float32"]
+
+
+@torch.no_grad()
+def test_products_of_float16_are_rounded_once() -> None:
+    """Each is the float32 product of the same float16 numbers; what follows is float16."""
+    model = noise_student(StudentConfig(size="pico", img_size=16, patch_size=4, num_classes=10))
+    fused = FusedStudent(model, PreprocessSpec(16), dtype=torch.float16)
+    seen = []
+
+    def noted(module: nn.Linear, given: tuple[Tensor, ...], result: Tensor) -> None:
+        wanted = F.linear(given[0].float(), module.weight.float(), module.bias.float()).half()
+        seen.append(torch.equal(result, wanted))
+
+    for module in fused.blocks.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(noted)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    logits = FusedRuntime(fused).run(pixels).logits
+    assert len(seen) == 6 * len(fused.blocks)
+    assert all(seen)
+    exact = FusedStudent(model, PreprocessSpec(16))(torch.from_numpy(pixels))[0].numpy()
+    assert 0 < np.abs(logits - exact).max() < 0.02 * np.abs(exact).max()
 
 
 @torch.no_grad()
