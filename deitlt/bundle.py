@@ -199,13 +199,17 @@ def open_bundle(path: str | Path) -> Bundle:
             raise BundleError(f"{file}: missing from the bundle; copy or export it again")
         if file_sha256(file) != entry["sha256"]:
             raise BundleError(f"{file}: changed since it was written; export the bundle again")
+    try:
+        preprocess = PreprocessSpec.from_dict(manifest["preprocess"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{manifest_path}: damaged, no image can be prepared by it") from error
     return Bundle(
         path=root,
         name=manifest["name"],
         version=stated_hash[:12],
         classes=manifest["classes"],
         train_counts=manifest["train_counts"],
-        preprocess=PreprocessSpec.from_dict(manifest["preprocess"]),
+        preprocess=preprocess,
         manifest=manifest,
     )
 

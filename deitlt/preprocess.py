@@ -5,6 +5,7 @@ Pixels leave here as `uint8` RGB, `(img_size, img_size, 3)`; mean and standard d
 into the exported graph, and only torch-side code needs `normalise`.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,14 +89,18 @@ class PreprocessSpec:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "PreprocessSpec":
-        """The spec that `to_dict` wrote."""
-        return cls(
+        """The spec that `to_dict` wrote; ValueError if no image can be prepared by it."""
+        spec = cls(
             img_size=int(fields["img_size"]),
             crop_pct=float(fields["crop_pct"]),
             mean=_three(fields["mean"]),
             std=_three(fields["std"]),
             fast_decode=bool(fields.get("fast_decode", False)),  # older bundles lack it
         )
+        positive = all(0 < value < math.inf for value in (spec.img_size, spec.crop_pct, *spec.std))
+        if not (positive and all(map(math.isfinite, spec.mean))):  # both are false of NaN
+            raise ValueError(f"no image can be prepared by {fields}")
+        return spec
 
 
 def decode(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deitlt.errors import CheckpointError
-from deitlt.weights import Card, load_weights
+from deitlt.weights import Card, load_weights, not_finite
 
 Size = Literal["pico", "nano", "tiny", "small", "base"]
 
@@ -170,7 +170,8 @@ def load_student(path: str | Path) -> tuple[DeiTLT, Card]:
     """A trained student in eval mode on the CPU, from its weight file or run folder.
 
     Raises:
-        CheckpointError: missing, damaged, not a student, or a baseline without a DIST expert.
+        CheckpointError: missing, damaged, not a student, a baseline without a DIST expert, or with
+            weights that are not finite.
     """
     model, card = load_transformer(path)
     if not isinstance(model, DeiTLT):
@@ -178,6 +179,8 @@ def load_student(path: str | Path) -> tuple[DeiTLT, Card]:
             f"{path}: is a plain transformer, a baseline without a DIST expert; it can be "
             "evaluated, but only DeiT-LT students are deployed"
         )
+    if broken := not_finite(model.state_dict()):
+        raise CheckpointError(f"{path}: NaN or infinite numbers in {', '.join(broken[:3])}")
     return model, card
 
 
@@ -191,7 +194,8 @@ def load_transformer(path: str | Path) -> tuple[DeiTLT | PlainViT, Card]:
     try:
         model = build_student(StudentConfig(**card.architecture))
         model.load_state_dict(tensors)
-    except (KeyError, RuntimeError, TypeError) as error:
+    # A card may state any shape; timm divides by a patch of 0 px.
+    except (KeyError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: its tensors do not fit its own card") from error
     named, answered = len(card.classes), model.config.num_classes
     if named != answered:

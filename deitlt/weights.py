@@ -81,6 +81,11 @@ def weight_file(path: Path, kind: Kind) -> Path:
     return path / f"{kind}.safetensors" if path.is_dir() else path
 
 
+def not_finite(tensors: Tensors) -> list[str]:
+    """The names of those that hold NaN or infinite numbers."""
+    return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+
+
 def save_tensors(path: Path, tensors: Tensors, fields: dict[str, Any]) -> None:
     """Write tensors and JSON fields as one safetensors file, atomically."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

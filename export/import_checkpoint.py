@@ -6,6 +6,7 @@ classes stand in the order of the data. Evaluation, export and distillation go o
 """
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -215,9 +216,11 @@ def _preprocess(usual: PreprocessSpec, arguments: argparse.Namespace) -> Preproc
             raise UsageError(f"--crop-pct must be above 0 and at most 1, not {arguments.crop_pct}")
         fields["crop_pct"] = arguments.crop_pct
     if arguments.mean is not None:
+        if not all(map(math.isfinite, arguments.mean)):
+            raise UsageError("--mean must be a number in every channel")
         fields["mean"] = tuple(arguments.mean)
     if arguments.std is not None:
-        if min(arguments.std) <= 0:
+        if not all(0 < value < math.inf for value in arguments.std):
             raise UsageError("--std must be positive in every channel")
         fields["std"] = tuple(arguments.std)
     return replace(usual, **fields)

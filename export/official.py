@@ -20,7 +20,7 @@ import torch
 from deitlt.errors import CheckpointError
 from deitlt.preprocess import CIFAR_MEAN, CIFAR_STD, PreprocessSpec
 from deitlt.student import SIZES, DeiTLT, StudentConfig
-from deitlt.weights import Kind, Tensors
+from deitlt.weights import Kind, Tensors, not_finite
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -90,9 +90,12 @@ def recognise(weights: Tensors, *, by_count: bool) -> Published:
         by_count: whether a student's classes are ordered by count; teachers show it themselves.
 
     Raises:
-        CheckpointError: of an unknown kind or size, or with missing, unknown or misshapen tensors.
+        CheckpointError: of an unknown kind or size, or with missing, unknown or misshapen tensors,
+            or numbers that are not finite.
     """
     whole = {n: w.float() if w.is_floating_point() else w for n, w in weights.items()}
+    if broken := not_finite(whole):
+        raise CheckpointError(f"NaN or infinite numbers in {_some(broken)}")
     if "pos_embed" in whole:
         return _student(whole, by_count=by_count)
     if any(name.startswith("encoder_q.") for name in whole):
@@ -119,6 +122,8 @@ def _student(weights: Tensors, *, by_count: bool) -> Published:
         num_classes = weights["head.weight"].shape[0]
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError("its patch or position embedding or its head is missing") from error
+    if side * patch_size == 0:
+        raise CheckpointError(f"takes images of {side} patches of {patch_size} px a side")
     depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     size = next((s for s, (w, d, _) in SIZES.items() if (w, d) == (width, depth)), None)
     if size is None:

@@ -137,6 +137,18 @@ def test_another_content_is_another_version(bundle_path: Path, tmp_path: Path) -
     assert written.version != open_bundle(bundle_path).version
 
 
+@pytest.mark.parametrize("forged", [{"img_size": 0}, {"std": [1, 0, 1]}, {"mean": [float("nan")]}])
+def test_a_forged_preprocessing_is_one_line(
+    forged: dict[str, Any], bundle_path: Path, tmp_path: Path
+) -> None:
+    def fill(folder: Path) -> dict[str, Any]:
+        manifest = copy_of(bundle_path)(folder)
+        return {**manifest, "preprocess": {**manifest["preprocess"], **forged}}
+
+    with pytest.raises(BundleError, match="damaged, no image can be prepared by it"):
+        write_bundle(tmp_path / "forged", fill)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_failed_write_leaves_no_trace(

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from deitlt.bundle import open_bundle
 from deitlt.student import PlainViT, StudentConfig, load_student
+from deitlt.weights import load_tensors, save_tensors
 from tests.export_support import STUDENT, card_of, export, save_student
 from tests.test_architecture import ROOT
 
@@ -92,6 +93,36 @@ def test_a_checkpoint_without_the_tail_experts_head(
 
     run = rewrite(fitted_run, tmp_path / "headless", behead)
     assert "its tensors do not fit its own card" in refusal(run=run, old=old)
+
+
+def test_a_checkpoint_that_is_not_finite(
+    refusal: Refusal, fitted_run: Path, tmp_path: Path
+) -> None:
+    def diverge(tensors: dict[str, Any]) -> None:
+        tensors["norm.bias"][0] = float("nan")
+
+    run = rewrite(fitted_run, tmp_path / "diverged", diverge)
+    assert "diverged: NaN or infinite numbers in norm.bias" in refusal(run=run, old=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"architecture": {"patch_size": 0}}, "its tensors do not fit its own card"),
+        ({"architecture": {"img_size": 0}}, "its tensors do not fit its own card"),
+        ({"preprocess": {"img_size": 0}}, "its card was written by another version"),
+        ({"preprocess": {"crop_pct": 0}}, "its card was written by another version"),
+        ({"preprocess": {"mean": [float("nan"), 0, 0]}}, "its card was written by another version"),
+    ],
+)
+def test_a_forged_card(
+    refusal: Refusal, fitted_run: Path, tmp_path: Path, fields: dict[str, Any], reason: str
+) -> None:
+    tensors, card = load_tensors(fitted_run / STUDENT)
+    for name, part in fields.items():
+        card[name] |= part
+    save_tensors(tmp_path / STUDENT, tensors, card)
+    assert reason in refusal(run=tmp_path / STUDENT, old=False)
 
 
 @pytest.mark.parametrize("count", [9, 11])

@@ -222,6 +222,14 @@ def make_complex(weights: dict[str, torch.Tensor]) -> None:
     weights["norm.bias"] = weights["norm.bias"].to(torch.complex64)
 
 
+def break_one(weights: dict[str, torch.Tensor]) -> None:
+    weights["norm.bias"] = torch.full_like(weights["norm.bias"], torch.nan)
+
+
+def empty_patches(weights: dict[str, torch.Tensor]) -> None:
+    weights["patch_embed.proj.weight"] = weights["patch_embed.proj.weight"][..., :0]
+
+
 WRONG = [
     (drop_dist, "has no head_dist: a transformer without DIST is not a student"),
     (
@@ -233,6 +241,8 @@ WRONG = [
     (transpose, "of another shape: head.weight"),
     (keep_two, "has no head_dist"),
     (make_complex, "there are no weights in it"),
+    (break_one, "NaN or infinite numbers in norm.bias"),
+    (empty_patches, "takes images of 2 patches of 0 px a side"),
 ]
 
 
@@ -275,6 +285,8 @@ def test_other_files_of_torch_are_refused(
         (["--class-map", "map.txt", "--class-order", "original"], "--class-map does not go with"),
         (["--crop-pct", "1.5"], "--crop-pct must be above 0 and at most 1, not 1.5"),
         (["--std", "0", "1", "1"], "--std must be positive in every channel"),
+        (["--std", "1", "nan", "1"], "--std must be positive in every channel"),
+        (["--mean", "nan", "0", "0"], "--mean must be a number in every channel"),
         (["--class-map", "/nowhere/map.txt"], "/nowhere/map.txt: No such file or directory"),
     ],
 )
