@@ -142,7 +142,8 @@ class TritonRuntime:
             config = self._call(partial(self._wire.describe, "config"), deadline)
         except _Refused:  # an extension of Triton's, which another server need not have
             config = {}
-        _check_parameters(place, bundle, config.get("parameters") or {})
+        parameters = config.get("parameters") or {}
+        _understood(self.url, partial(_check_parameters, place, bundle, parameters))
         names = _understood(self.url, partial(_check_tensors, place, bundle, metadata))
         return names, config.get("max_batch_size") or None
 
