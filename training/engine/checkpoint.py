@@ -156,7 +156,7 @@ class RunFolder:
         if fields.pop("kind", None) != "resume":
             raise CheckpointError(f"{path}: is not a resume point")
         known = fields.pop("inputs_sha256")
-        if not known.startswith(FILES_HASH):
+        if known != inputs_sha256 and not known.startswith(FILES_HASH):
             raise CheckpointError(
                 f"{path}: is of an earlier version, which knew training images by name alone; "
                 "finish the run with that version, or pass --overwrite instead of --resume"

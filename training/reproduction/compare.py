@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from training.engine.checkpoint import RESULTS
-from training.reproduction.launch import test_figures
+from training.reproduction.launch import figures_of
 from training.reproduction.plans import run_folder
 from training.reproduction.published import Row
 
@@ -60,7 +60,7 @@ def measured(row: Row, root: Path, seeds: Sequence[int], tests: dict[str, str]) 
     overall, groups = [], []
     for seed in seeds:
         run = run_folder(root, row.dataset, row.factor, seed, row.plan)
-        metrics = test_figures(run, tests.get(row.dataset.name))
+        metrics = figures_of(run, tests.get(row.dataset.name))
         if metrics is None:
             continue
         if row.head == "teacher_agreement":

@@ -167,7 +167,7 @@ def results_table(folder: Path, names: list[str], test_sha256: str) -> str:
         history = _history(folder / name / "results.csv")
         if not history:
             continue
-        cells = [name, *_accuracies(launch.test_figures(folder / name, test_sha256), len(history))]
+        cells = [name, *_accuracies(launch.figures_of(folder / name, test_sha256), len(history))]
         cosines = [row.get("cls_dist_cosine") or "" for row in (history[0], history[-1])]
         cells.append(" to ".join(f"{float(c):.2f}" for c in cosines) if all(cosines) else "")
         speeds = sorted(float(row["images_per_s"]) for row in history)

@@ -174,7 +174,7 @@ def _stop_with_parent() -> Callable[[], None] | None:
     return ask
 
 
-def test_figures(run: Path, test_sha256: str | None) -> dict[str, Any] | None:
+def figures_of(run: Path, test_sha256: str | None) -> dict[str, Any] | None:
     """What `training.evaluate` found on the test images; None where it was on others, or not yet.
 
     Args:
@@ -203,7 +203,7 @@ def _is_trained(run: Path, words: list[str], made_of: dict[str, Any]) -> bool:
 
 def _is_evaluated(run: Path, words: list[str], data: Data) -> bool:
     """Whether a run's figures are of these test images and of its weights as they are."""
-    figures = test_figures(run, data.test_sha256)
+    figures = figures_of(run, data.test_sha256)
     return figures is not None and _is_younger(run / METRICS, run, words)
 
 
