@@ -1,16 +1,20 @@
 """uvicorn's HTTP with a bound on everything of a request that is not its body.
 
 uvicorn keeps every header that a client sends, however long they are and however many. What it
-refuses before there is a request has the body of our other errors too.
+refuses before there is a request has the body of our other errors too. Requests go to the frontend
+before the outermost of BentoML's layers, which no setting of BentoML's allows.
 """
 
 import json
 import uuid
 from typing import Any
 
+from uvicorn.config import Config
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.answers import error_body
+from serving.frontend import FrontendFirst
 
 # What nginx takes by default is half of it. A little more may come through in one piece.
 MAX_HEAD_BYTES = 65_536
@@ -19,8 +23,11 @@ MAX_HEAD_BYTES = 65_536
 class BoundedHttp(HttpToolsProtocol):
     """A connection that ends with 431 where a request line, headers or trailers go on for ever."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, frontend: Any, config: Config, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        if config.proxy_headers:  # as uvicorn does around BentoML's app
+            frontend = ProxyHeadersMiddleware(frontend, config.forwarded_allow_ips)
+        self.app: Any = FrontendFirst(self.app, frontend)
         self._num_head_bytes = 0  # since there last was some body, or the end of a request
 
     def data_received(self, data: bytes) -> None:

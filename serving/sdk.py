@@ -10,7 +10,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deitlt.errors import UnsupportedImage, UsageError
 from deitlt.prediction import Options
@@ -20,7 +19,6 @@ from serving.routes import Asked, answer
 from serving.uploads import from_base64, media_type
 
 PATH = "/sdk/classify"
-PREFIX = "/sdk/"
 # Base64 is a third longer; the rest is for the other fields.
 SPARE_BYTES = 65_536
 TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
@@ -29,18 +27,6 @@ TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
     "top_k": ("a whole number", (int,)),
     "blend": ("a number", (float, int)),
 }
-
-
-class SdkToFrontend:
-    """ASGI middleware that takes the paths under /sdk from BentoML, which would come first."""
-
-    def __init__(self, app: ASGIApp, frontend: ASGIApp) -> None:
-        self._app, self._frontend = app, frontend
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request (ASGI)."""
-        ours = scope["type"] == "http" and scope["path"].startswith(PREFIX)
-        await (self._frontend if ours else self._app)(scope, receive, send)
 
 
 def routes() -> list[Route]:

@@ -8,40 +8,25 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import bentoml
 import uvicorn.config
 
-from deitlt.errors import UsageError
 from deitlt.prediction import Options
 from serving.access_log import start_access_log
 from serving.answers import result
 from serving.backend import Backend
-from serving.frontend import Frontend
-from serving.sdk import PATH, SdkToFrontend
-from serving.settings import MAX_TIMEOUT_S, Settings
+from serving.bounded_http import BoundedHttp
+from serving.frontend import Frontend, FrontendFirst
+from serving.sdk import PATH
+from serving.settings import Settings
 from serving.startup import why_not
 from serving.uploads import from_base64
 
-SPARE_S = 10
-
 frontend = Frontend()
-
-
-def net_s(environ: Mapping[str, str]) -> float:
-    """Seconds after which BentoML gives up on a request: a net below our own deadline.
-
-    No longer than need be: BentoML keeps a timer of this length and 0.8 KB for every request, long
-    after it was answered.
-    """
-    try:
-        deadline_s = Settings.from_environ(environ).timeout_s
-    except UsageError:  # the service does not start then, and says why
-        deadline_s = MAX_TIMEOUT_S
-    return deadline_s + SPARE_S
 
 
 def yield_to_work() -> None:
@@ -63,14 +48,12 @@ def yield_to_work() -> None:
     # One process: its threads fill the cores, and connections shared between several processes
     # tend to land on one of them.
     workers=1,
-    traffic={"timeout": net_s(os.environ)},
     # BentoML labels its metrics with the raw path, so each path a scanner tries would be kept.
     metrics={"enabled": False},
-    # The access log and the tracing layer cost more per request than all of our routes.
+    # Of probes there is nothing to log or trace; our routes have their own of both.
     logging={"access": {"enabled": False}},
     tracing={"excluded_urls": ".*"},
 )
-@bentoml.asgi_app(frontend, path="/")
 class LongTailClassifier:
     """Image classification with a DeiT-LT bundle over HTTP; GET / lists the routes."""
 
@@ -153,8 +136,7 @@ class LongTailClassifier:
             self.log.stop()
 
 
-LongTailClassifier.add_asgi_middleware(  # type: ignore[attr-defined]
-    SdkToFrontend, frontend=frontend
-)
-# BentoML's worker starts uvicorn after it has loaded this module, and has no option for it.
-uvicorn.config.HTTP_PROTOCOLS["auto"] = "serving.bounded_http:BoundedHttp"
+# Whoever runs the app has all of the frontend; uvicorn, which BentoML's worker starts after it has
+# loaded this module, comes to it without most of BentoML's layers.
+LongTailClassifier.add_asgi_middleware(FrontendFirst, frontend=frontend)  # type: ignore[attr-defined]
+uvicorn.config.HTTP_PROTOCOLS["auto"] = partial(BoundedHttp, frontend)  # type: ignore[assignment]

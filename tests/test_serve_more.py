@@ -122,6 +122,12 @@ def test_the_access_log_is_json_on_standard_output(site: Site) -> None:
     assert (noted["path"], noted["client"]) == (CLASSIFY, "127.0.0.1")
 
 
+def test_the_access_log_has_the_client_of_a_proxy(site: Site) -> None:
+    headers = {"X-Request-ID": "forwarded", "X-Forwarded-For": "192.0.2.7"}
+    httpx.get(site.url, headers={**KEY, **headers}, timeout=PATIENCE_S)
+    assert line_of(site, "forwarded")["client"] == "192.0.2.7"
+
+
 def test_a_new_version_takes_over_without_a_dropped_request(
     site: Site, make_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
