@@ -1,8 +1,8 @@
 """uvicorn's HTTP with a bound on everything of a request that is not its body.
 
 uvicorn keeps every header that a client sends, however long they are and however many. What it
-refuses before there is a request has the body of our other errors too. Requests go to the frontend
-before the outermost of BentoML's layers, which no setting of BentoML's allows.
+refuses before there is a request has the body of our other errors too. And the layer that BentoML
+puts innermost, `FrontendFirst`, comes first here.
 """
 
 import json
@@ -23,11 +23,9 @@ MAX_HEAD_BYTES = 65_536
 class BoundedHttp(HttpToolsProtocol):
     """A connection that ends with 431 where a request line, headers or trailers go on for ever."""
 
-    def __init__(self, frontend: Any, config: Config, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        if config.proxy_headers:  # as uvicorn does around BentoML's app
-            frontend = ProxyHeadersMiddleware(frontend, config.forwarded_allow_ips)
-        self.app: Any = FrontendFirst(self.app, frontend)
+        self.app: Any = _frontend_first(self.app, config)
         self._num_head_bytes = 0  # since there last was some body, or the end of a request
 
     def data_received(self, data: bytes) -> None:
@@ -60,3 +58,14 @@ class BoundedHttp(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+def _frontend_first(app: Any, config: Config) -> Any:
+    """An app with its layer `FrontendFirst`, if it has one, before all others."""
+    for layer in getattr(config.app, "user_middleware", ()):
+        if layer.cls is FrontendFirst:
+            frontend = layer.kwargs["frontend"]
+            if config.proxy_headers:  # as uvicorn does around the app
+                frontend = ProxyHeadersMiddleware(frontend, config.forwarded_allow_ips)
+            return FrontendFirst(app, frontend)
+    return app

@@ -8,8 +8,6 @@ import logging
 import os
 import sys
 import uuid
-from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import bentoml
@@ -19,7 +17,6 @@ from deitlt.prediction import Options
 from serving.access_log import start_access_log
 from serving.answers import result
 from serving.backend import Backend
-from serving.bounded_http import BoundedHttp
 from serving.frontend import Frontend, FrontendFirst
 from serving.sdk import PATH
 from serving.settings import Settings
@@ -27,18 +24,6 @@ from serving.startup import why_not
 from serving.uploads import from_base64
 
 frontend = Frontend()
-
-
-def yield_to_work() -> None:
-    """Keep the event loop, and the threads that begin after it, from interrupting one another.
-
-    A batch thread that wakes waits for its turn instead of pushing another one off its core: half
-    the context switches with more requests than cores, and the model keeps its caches. On Linux;
-    elsewhere, or where it is not allowed, nothing changes.
-    """
-    if hasattr(os, "SCHED_BATCH"):
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 @bentoml.service(
@@ -74,7 +59,6 @@ class LongTailClassifier:
             raise SystemExit(2)
 
     def __init__(self) -> None:
-        yield_to_work()
         # BentoML logs warnings alone of others; that a new version took over is to be seen too.
         logging.getLogger("deitlt.serving").setLevel(logging.INFO)
         settings = Settings.from_environ(os.environ)
@@ -136,7 +120,6 @@ class LongTailClassifier:
             self.log.stop()
 
 
-# Whoever runs the app has all of the frontend; uvicorn, which BentoML's worker starts after it has
-# loaded this module, comes to it without most of BentoML's layers.
 LongTailClassifier.add_asgi_middleware(FrontendFirst, frontend=frontend)  # type: ignore[attr-defined]
-uvicorn.config.HTTP_PROTOCOLS["auto"] = partial(BoundedHttp, frontend)  # type: ignore[assignment]
+# BentoML's worker starts uvicorn after it has loaded this module, and has no option for it.
+uvicorn.config.HTTP_PROTOCOLS["auto"] = "serving.bounded_http:BoundedHttp"

@@ -162,16 +162,6 @@ def test_served_answers_equal_predict(url: str, classifier: Classifier) -> None:
     assert ["error" in result for result in several.json()["results"]] == [False, True]
 
 
-def test_no_thread_of_the_worker_interrupts_another(
-    served: tuple[psutil.Process, int], url: str
-) -> None:
-    assert httpx.post(f"{url}{CLASSIFY}", content=picture()).status_code == 200
-    (worker,) = served[0].children()
-    policies = [os.sched_getscheduler(thread.id) for thread in worker.threads()]
-    assert os.sched_getscheduler(worker.pid) == os.SCHED_BATCH
-    assert policies.count(os.SCHED_BATCH) >= 2  # the event loop and what classified the picture
-
-
 def test_served_errors_have_the_one_body(url: str) -> None:
     address = f"{url}{CLASSIFY}"
     error_of(httpx.post(address), 400, "bad_request")
