@@ -1,10 +1,11 @@
 """uvicorn's HTTP with a bound on everything of a request that is not its body.
 
-uvicorn keeps every header that a client sends, however long they are and however many. What it
-refuses before there is a request has the body of our other errors too. And the layer that BentoML
-puts innermost, `FrontendFirst`, comes first here.
+uvicorn keeps every header that a client sends, however long they are and however many, and waits
+for the next for ever. What is refused before there is a request has the body of our other errors
+too. And the layer that BentoML puts innermost, `FrontendFirst`, comes first here.
 """
 
+import asyncio
 import json
 import uuid
 from typing import Any
@@ -18,20 +19,52 @@ from serving.frontend import FrontendFirst
 
 # What nginx takes by default is half of it. A little more may come through in one piece.
 MAX_HEAD_BYTES = 65_536
+# Half of nginx's. The time for a body is that of the routes, DEITLT_TIMEOUT_S.
+MAX_HEAD_S = 30.0
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """A connection that ends with 431 where a request line, headers or trailers go on for ever."""
+    """A connection that ends with 431 where a request line, headers or trailers go on for ever.
+
+    And with 408 where they do not come to an end in time, or never begin on a new connection.
+    """
+
+    max_head_s = MAX_HEAD_S
 
     def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.app: Any = _frontend_first(self.app, config)
         self._num_head_bytes = 0  # since there last was some body, or the end of a request
+        self._in_head = False
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Wait for a first request."""
+        super().connection_made(transport)
+        self._time_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """Take the beginning of a request."""
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Take the end of a request's headers."""
+        self._in_head = False
+        self._stop_timer()
+        super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
         self._num_head_bytes += len(data)
         super().data_received(data)
+        if self._in_head:  # rarely: most heads come in one piece
+            self._time_head()
         if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             text = f"the request line and headers have more than {MAX_HEAD_BYTES} bytes"
             self._refuse("431 Request Header Fields Too Large", text)
@@ -49,6 +82,19 @@ class BoundedHttp(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """End a connection on which something else than HTTP came."""
         self._refuse("400 Bad Request", msg)
+
+    def _time_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.max_head_s, self._give_up)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        text = f"no request line and headers came within {self.max_head_s:g} s"
+        self._refuse("408 Request Timeout", text)
 
     def _refuse(self, status: str, text: str) -> None:
         body = json.dumps(error_body("bad_request", text, uuid.uuid4().hex)).encode()

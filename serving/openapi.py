@@ -23,7 +23,8 @@ DESCRIPTION = """Every answer has an `X-Request-ID`, the caller's own if that is
 and the time it took in `X-Total-Time-Ms`.
 
 Other paths answer 404 `not_found`, other methods 405 `method_not_allowed`. Where the service has \
-an API key, 401 comes first. What is not HTTP is 400, and headers of more than 64 KiB are 431.
+an API key, 401 comes first. What is not HTTP is 400, headers of more \
+than 64 KiB are 431, and such as take over 30 s to come 408.
 
 Under `/v2` is the Open Inference Protocol (KServe v2); its errors are a text, `<code>: <message>`.
 """

@@ -1,5 +1,10 @@
 """Connections of the service: what goes to BentoML, what past it, and who is said to have asked."""
 
+import select
+import socket
+import time
+from urllib.parse import urlsplit
+
 import httpx
 import pytest
 from starlette.applications import Starlette
@@ -62,3 +67,45 @@ def test_proxies_are_not_believed_where_uvicorn_does_not() -> None:
 
 def test_other_apps_are_left_alone() -> None:
     assert ask("/") == "bentoml True"
+
+
+class Hasty(BoundedHttp):
+    max_head_s = 0.3
+
+
+async def drip(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(f"{len(await request.body())} bytes")
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /", b"POST / HTTP/1.1\r\nHost: a\r\nX-A: "])
+def test_a_head_that_never_ends_is_408(begun: bytes) -> None:
+    app = Starlette(routes=[Route("/", drip, methods=["POST"])])
+    with serve_app(app, http=Hasty) as url, connect(url) as client:
+        start = time.monotonic()
+        client.sendall(begun)
+        while not select.select([client], [], [], 0.05)[0]:
+            assert time.monotonic() - start < 10
+            if begun:
+                client.sendall(b"b")  # a little now and then does not make it longer
+        answer = client.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"within 0.3 s" in answer
+        assert client.recv(4096) == b""
+
+
+def test_a_slow_body_and_a_quiet_connection_have_their_own_times() -> None:
+    app = Starlette(routes=[Route("/", drip, methods=["POST"])])
+    with serve_app(app, http=Hasty) as url, connect(url) as client:
+        for _ in range(2):
+            client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\n")
+            time.sleep(0.5)
+            client.sendall(b"body")
+            assert b"4 bytes" in client.recv(4096)
+            time.sleep(0.5)
+
+
+def connect(url: str) -> socket.socket:
+    address = urlsplit(url)
+    assert address.hostname
+    assert address.port
+    return socket.create_connection((address.hostname, address.port))
