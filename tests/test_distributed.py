@@ -50,6 +50,7 @@ Training.__call__ = and_keep
 for name, (program, arguments) in json.loads(sys.argv[2]).items():
     with open(folder / f"{name}.err", "w") as err, contextlib.redirect_stderr(err):
         with open(folder / f"{name}.out", "w") as out, contextlib.redirect_stdout(out):
+            arguments = [os.path.expandvars(argument) for argument in arguments]
             try:
                 status[name] = importlib.import_module(program).main(arguments)
             except BaseException:
@@ -86,6 +87,7 @@ OTHERS = {
     "uneven": ("training.train_student", UNEVEN),
     "warned": ("training.train_student", OTHER_SPLIT),
     "weak": ("training.train_student", STUDENT),
+    "elsewhere": ("training.train_student", STUDENT),
 }
 
 
@@ -125,6 +127,8 @@ def together(data: Path, alone: Path) -> Path:
     jobs = {
         name: arguments_of(name, data, alone / "ldam", folder / name) for name in (RUNS | OTHERS)
     }
+    jobs["elsewhere"][1][-5:-4] = [str(data.parent / "of-$RANK")]
+    (data.parent / "of-0").symlink_to(data)  # the second machine lacks it
     driver = data.parent / "driver.py"
     driver.write_text(DRIVER)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -248,6 +252,16 @@ def test_a_users_mistake_is_told_once(name: str, words: str, together: Path) -> 
     assert line.startswith("training.train_student: ")
     assert words in line
     assert not (together / name).exists()
+
+
+def test_what_only_one_process_lacks_is_told_by_that_one(together: Path) -> None:
+    assert statuses(together, "elsewhere") == [2, 2]
+    first, second = said(together, "elsewhere", "err")
+    assert first == []
+    (line,) = second
+    assert line.startswith("process 1: training.train_student: ")
+    assert "of-1: there is no such folder" in line
+    assert not (together / "elsewhere").exists()
 
 
 def test_a_warning_is_told_once(together: Path) -> None:

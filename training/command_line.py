@@ -14,9 +14,11 @@ import torch
 import tyro
 
 from deitlt.errors import UsageError
+from deitlt.program import INTERRUPTED as INTERRUPTED_STATUS
+from deitlt.program import WRONG_USE
 from deitlt.program import run_program as end_in_one_line
 from training.config import Recipe, kebab
-from training.engine.distributed import speaks
+from training.engine.distributed import EndedElsewhere, say_failure, speaks
 from training.engine.stopping import Stopped
 
 R = TypeVar("R", bound=Recipe)
@@ -70,21 +72,24 @@ def run_program(
     """
     words = list(sys.argv[1:] if argv is None else argv)
 
-    def say(line: str) -> None:
-        if speaks():  # of many processes one does
-            print(line, file=sys.stderr)
-
     def checked() -> int | None:
         try:
             return body(words)
+        except EndedElsewhere:
+            return WRONG_USE
         except torch.OutOfMemoryError as error:
             advice = "train with a smaller --micro-batch-size (gradients add up) or a smaller model"
             raise UsageError(f"the GPU's memory is full; {advice}") from error
         except Stopped as stop:
-            say(f"{program}: {stop}")
+            if speaks():  # of many processes one does
+                print(f"{program}: {stop}", file=sys.stderr)
             return 128 + stop.signal_number
+        except KeyboardInterrupt:
+            if speaks():
+                raise
+            return INTERRUPTED_STATUS
 
-    return end_in_one_line(program, checked, interrupted=interrupted, say=say)
+    return end_in_one_line(program, checked, interrupted=interrupted, say=say_failure)
 
 
 def pick_recipe(

@@ -74,36 +74,37 @@ def train_student(command: StudentCommand, world: World) -> None:
     """
     recipe = command.recipe
     world.set_deterministic(command.deterministic)
-    prepared = prepare(command, recipe, world)
-    counts = prepared.splits.train.counts()
-    inputs = [prepared.splits.train_sha256]
-    teacher = None
-    if command.teacher is not None:
-        teacher = load_teacher(
-            command.teacher, source=recipe.preprocess() if recipe.renormalise else None
+    with world.together():
+        prepared = prepare(command, recipe, world)
+        counts = prepared.splits.train.counts()
+        inputs = [prepared.splits.train_sha256]
+        teacher = None
+        if command.teacher is not None:
+            teacher = load_teacher(
+                command.teacher, source=recipe.preprocess() if recipe.renormalise else None
+            )
+            check_teacher(teacher.card, prepared.splits, command.teacher)
+            teacher.to(world.device)
+            inputs.append(file_sha256(weight_file(command.teacher, "teacher")))
+        model = _initial(command, prepared.splits.train.classes)
+        if command.init is not None:
+            inputs.append(file_sha256(weight_file(command.init, "student")))
+        feed = Feed(
+            prepared.splits.train,
+            [student_view(recipe)],
+            world,
+            batch_size=recipe.batch_size,
+            micro_batch_size=recipe.micro_batch_size,
+            seed=recipe.seed,
+            sampling=recipe.sampling,
+            num_workers=command.workers,
         )
-        check_teacher(teacher.card, prepared.splits, command.teacher)
-        teacher.to(world.device)
-        inputs.append(file_sha256(weight_file(command.teacher, "teacher")))
-    model = _initial(command, prepared.splits.train.classes)
-    if command.init is not None:
-        inputs.append(file_sha256(weight_file(command.init, "student")))
-    feed = Feed(
-        prepared.splits.train,
-        [student_view(recipe)],
-        world,
-        batch_size=recipe.batch_size,
-        micro_batch_size=recipe.micro_batch_size,
-        seed=recipe.seed,
-        sampling=recipe.sampling,
-        num_workers=command.workers,
-    )
+        compiled = is_compiled(command.compile, world.device)
     with world.leading() as leading:
         val_images = prepared.validation_images()
         if teacher is not None and leading:
             measured = measure_teacher(teacher, prepared.splits, recipe.preprocess(), world.device)
             measured.check(command.teacher, allow_weak=command.allow_weak_teacher)
-    compiled = is_compiled(command.compile, world.device)
     learner = StudentLearner(
         recipe, model.to(world.device), teacher, feed, counts, world, compiled=compiled
     )

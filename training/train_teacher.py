@@ -48,20 +48,21 @@ def train_teacher(command: TeacherCommand, world: World) -> None:
     """
     recipe = command.recipe
     world.set_deterministic(command.deterministic)
-    prepared = prepare(command, recipe, world)
-    counts = prepared.splits.train.counts()
-    seed_global(recipe.seed, Stream.WEIGHTS)
-    method = build_method(recipe, counts, len(counts))
-    feed = Feed(
-        prepared.splits.train,
-        teacher_views(recipe),
-        world,
-        batch_size=recipe.batch_size,
-        micro_batch_size=recipe.micro_batch_size,
-        seed=recipe.seed,
-        companions=method.companions,
-        num_workers=command.workers,
-    )
+    with world.together():
+        prepared = prepare(command, recipe, world)
+        counts = prepared.splits.train.counts()
+        seed_global(recipe.seed, Stream.WEIGHTS)
+        method = build_method(recipe, counts, len(counts))
+        feed = Feed(
+            prepared.splits.train,
+            teacher_views(recipe),
+            world,
+            batch_size=recipe.batch_size,
+            micro_batch_size=recipe.micro_batch_size,
+            seed=recipe.seed,
+            companions=method.companions,
+            num_workers=command.workers,
+        )
     with world.leading():
         val_images = prepared.validation_images()
     graphed = command.compile is not False and not command.deterministic

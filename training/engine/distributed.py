@@ -5,6 +5,7 @@ with `--nnodes` on several machines. Without torchrun all of this is about one p
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ import torch
 from torch import Tensor, distributed, nn
 
 from deitlt.errors import UsageError
+
+
+class EndedElsewhere(UsageError):
+    """Another process of the run has failed; it says why, and this one says nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,27 @@ class World:
             distributed.barrier()
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block, in which no process waits for others, after which all go on or none.
+
+        Raises:
+            EndedElsewhere: it failed, and in a process before this one or not here; the first
+                process where it did raises its own error.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        failed = torch.zeros(self.size, device=self.device)
+        failed[self.rank] = float(failure is not None)
+        ranks = self.total(failed).nonzero().flatten().tolist()
+        if failure is not None and ranks[0] == self.rank:
+            raise failure
+        if ranks:
+            raise EndedElsewhere(f"process {ranks[0]} has failed")
+
+    @contextmanager
     def leading(self) -> Iterator[bool]:
         """A block of which the first process does the work; if it fails there, all end.
 
@@ -62,18 +88,10 @@ class World:
             Whether this process is the first.
 
         Raises:
-            UsageError: in the others, which say nothing, as the first fails with its own error.
+            EndedElsewhere: in the others.
         """
-        failure: Exception | None = None
-        try:
+        with self.together():
             yield self.leads
-        except Exception as error:
-            failure = error
-        failed = self.any(failure is not None)
-        if failure is not None:
-            raise failure
-        if failed:
-            raise UsageError("another process has ended")
 
     def total(self, values: Tensor) -> Tensor:
         """Sum of a tensor over all processes."""
@@ -89,8 +107,10 @@ class World:
             UsageError: they do not, as the run folder is not one they share.
         """
         mine = torch.tensor(position, dtype=torch.float64, device=self.device)
-        if bool((self.total(mine) != self.size * mine).any()):
-            raise UsageError("processes resume from different epochs; --output must be shared")
+        apart = bool((self.total(mine) != self.size * mine).any())
+        with self.together():
+            if apart:
+                raise UsageError("processes resume from different epochs; --output must be shared")
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is up in any process."""
@@ -165,3 +185,15 @@ def join_world(device_name: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
 def speaks() -> bool:
     """Whether this process prints to the user; known before the processes have joined."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def say_failure(line: str) -> None:
+    """Print on stderr why this process ends.
+
+    Processes that have not joined fail alike, so the first speaks for all. Later each speaks for
+    itself: what all or the first meet raises `EndedElsewhere` in the others.
+    """
+    if speaks():
+        print(line, file=sys.stderr)
+    elif distributed.is_available() and distributed.is_initialized():
+        print(f"process {distributed.get_rank()}: {line}", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deitlt.errors import DeitLTError, UsageError
+from deitlt.errors import UsageError
 from deitlt.metrics import Report
 from training.config import Recipe
 from training.data import EvaluationImages
@@ -113,7 +113,8 @@ class Training:
         )
         self.inputs_sha256, self.validation = inputs_sha256, validation
         self.save_selected = save_selected
-        self.progress = run.load(learner.modules, learner.optimizers, inputs_sha256)
+        with world.together():
+            self.progress = run.load(learner.modules, learner.optimizers, inputs_sha256)
         world.agree([self.progress.epoch, self.progress.step])
         if self.progress.epoch or self.progress.step:
             self._say(f"resuming {self._where()}")
@@ -153,7 +154,7 @@ class Training:
         if progress.step and self.world.leads:
             sums += torch.tensor(progress.sums, device=self.world.device)
         first = progress.step
-        for step, batches in enumerate(self._fed(epoch, first), start=first):
+        for step, batches in enumerate(feed.steps(epoch, first), start=first):
             sums += learner.step(epoch, step, batches)
             if bar.due() and self.world.size == 1:
                 self._check(epoch, sums)
@@ -164,7 +165,9 @@ class Training:
                 self._save()
                 raise self._stopped(stop)
         means = self.world.total(sums) / feed.num_micro
-        self._check(epoch, means)
+        with self.world.leading() as leading:
+            if leading:
+                self._check(epoch, means)
         seconds = time.perf_counter() - start
         row: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -178,15 +181,6 @@ class Training:
         row["images_per_s"] = round(feed.num_samples / seconds, 1)
         row["seconds"] = round(time.perf_counter() - start, 3)
         return row
-
-    def _fed(self, epoch: int, first: int) -> Iterator[list[MicroBatch]]:
-        """The steps of an epoch; a bad file is named by the process that met it, whichever."""
-        try:
-            yield from self.feed.steps(epoch, first)
-        except DeitLTError as error:
-            if not self.world.leads:
-                print(f"process {self.world.rank}: {error}", file=sys.stderr, flush=True)
-            raise
 
     def _validate(self, epoch: int) -> dict[str, Any]:
         if self.validation is None:
