@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deitlt.weights import load_tensors
 from training import train_student, train_teacher
+from training.engine import stopping
 from training.engine.stopping import StopRequest, stop_request
 from training.students.distillation import StudentLearner
 from training.teachers.learner import TeacherLearner
@@ -170,8 +171,10 @@ def test_ctrl_c_saves_and_twice_it_does_not_wait(
     teacher: Path,
     tmp_path: Path,
     ask: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(stopping, "ECHO_S", 0)
     arguments = student_arguments(data, teacher, tmp_path / "run")
     handlers = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)]
     ask(StudentLearner, 6, signal.SIGINT)
@@ -195,6 +198,18 @@ def test_a_request_is_heard_in_its_block_alone() -> None:
         assert request.signal_number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is former
     assert not StopRequest()
+
+
+def test_ctrl_c_that_torchrun_repeats_is_one() -> None:
+    """The terminal signals its whole group, and torchrun each of its processes again."""
+    with stop_request() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.signal_number == signal.SIGINT
+        time.sleep(stopping.ECHO_S)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_ctrl_c_at_a_terminal_reaches_worker_processes_too_and_is_one_line(

@@ -1,9 +1,14 @@
 """SIGTERM and Ctrl-C end a run between two steps, with a resume point; nothing is lost."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+# torchrun passes Ctrl-C on to processes that the terminal has told of it already; within this time,
+# s, a second one is no sign of impatience.
+ECHO_S = 0.5
 
 
 class Stopped(Exception):
@@ -24,12 +29,16 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._asked = 0.0
 
     def __bool__(self) -> bool:
         return self.signal_number is not None
 
     def _ask(self, signal_number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None and signal_number == signal.SIGINT:
+        now = time.monotonic()
+        if self.signal_number is None:
+            self._asked = now
+        elif signal_number == signal.SIGINT and now - self._asked >= ECHO_S:
             raise KeyboardInterrupt  # asked twice: do not wait for the step
         self.signal_number = signal_number
 
