@@ -174,6 +174,18 @@ def test_a_taken_run_folder_is_never_clobbered(
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_student_never_takes_the_folder_it_starts_from(
+    data: Path, teacher: Path, student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data", str(data), "--teacher", str(teacher), "--overwrite", "--output"]
+    init = ["--init", str(student / "student.safetensors")]
+    for folder, more in ((teacher, []), (student, init)):
+        before = {file.name: file.stat().st_size for file in folder.iterdir()}
+        line = complaint(train_student.main(["digits", *QUICK, *where, str(folder), *more]), capsys)
+        assert "name another one" in line
+        assert {file.name: file.stat().st_size for file in folder.iterdir()} == before
+
+
 def test_a_diverging_run_stops_with_one_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

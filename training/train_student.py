@@ -64,6 +64,12 @@ def _check(command: StudentCommand) -> None:
         raise UsageError(f"recipe {recipe.name} has no DIST expert and takes no --teacher")
     if recipe.retrain_heads and command.init is None:
         raise UsageError("--init is missing: heads are trained on the features of a trained run")
+    for flag, source in (("teacher", command.teacher), ("init", command.init)):
+        if source is None or not source.exists():
+            continue
+        folder = source if source.is_dir() else source.parent
+        if folder.resolve() == command.output.resolve():  # --overwrite would remove its weights
+            raise UsageError(f"--output {command.output}: is where --{flag} lies; name another one")
 
 
 def train_student(command: StudentCommand, world: World) -> None:
