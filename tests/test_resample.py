@@ -172,3 +172,22 @@ def test_impossible_crops_are_refused_in_one_line() -> None:
         with pytest.raises(UsageError) as caught:
             wrong()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "side", "kept"), [
+    ((500, 375), 224, (500, 375)), ((1600, 1200), 224, (1600, 1200)), ((40, 3000), 32, (40, 3000)),
+    ((1600, 1200), 32, (320, 240)),
+])  # fmt: skip
+def test_of_a_photograph_far_too_large_for_the_view_averages_are_kept(
+    size: tuple[int, int], side: int, kept: tuple[int, int]
+) -> None:
+    across, down = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    waves = np.stack([np.sin(across / 120), np.cos(down / 90), np.sin((across + down) / 150)], -1)
+    photograph = (127 * waves + 128).astype(np.uint8)
+    crop = ResizedCrop()
+    prepared = crop.prepare(Image.fromarray(photograph), side)
+    assert prepared.shape == (*kept[::-1], 3)
+    for uniforms in np.random.default_rng(0).random((20, crop.num_uniforms)):
+        # The same crop of all pixels, but for the rounding of its borders to kept ones.
+        ours, all_of_it = (crop.cut(p, uniforms, side).astype(int) for p in (prepared, photograph))
+        assert np.abs(ours - all_of_it).mean() < 3

@@ -145,7 +145,8 @@ class RandomView:
     def prepare(self, image: Image.Image) -> Pixels:
         """What of an RGB image is worth keeping decoded, `(H, W, 3)` uint8.
 
-        All of it for a resized crop; for a padded crop the image at the size it is cut from.
+        For a resized crop all of it, but of a large photograph no more than any crop can show; for
+        a padded crop the image at the size it is cut from.
         """
         return self.crop_kind.prepare(image, self.img_size)
 
