@@ -108,6 +108,18 @@ def test_a_view_of_fixed_size_keeps_uneven_images_as_it_wants_them(
     check_contents(flat(feed(uneven, STILL).steps(0)), order, uneven)
 
 
+def test_the_first_image_that_cannot_be_read_is_named(
+    images: LabelledImages, tmp_path: Path
+) -> None:
+    """However many are read at once."""
+    paths = list(images.paths)
+    for index in (9, 11, 17):
+        paths[index] = tmp_path / f"{index}.png"
+        paths[index].write_bytes(b"nothing")
+    with pytest.raises(ImageError, match=r"9\.png"):
+        feed(replace(images, paths=paths), STILL)
+
+
 @pytest.mark.parametrize("other", ["streamed", "uneven"])
 def test_views_are_nearly_the_same_wherever_images_are_cropped(
     images: LabelledImages, other: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

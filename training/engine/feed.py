@@ -9,6 +9,7 @@ Legend: `B` images of a micro-batch, `S` image side, `N` training images.
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,16 +75,31 @@ def decode_all(images: LabelledImages, view: RandomView) -> list[Pixels] | None:
     Raises:
         ImageError: of the first file that cannot be decoded; the text names it.
     """
+
+    def load(path: Path) -> Pixels:
+        return view.prepare(decode_file(path))
+
     decoded: list[Pixels] = []
-    size = 0
+    size, threads = 0, _cores_of_one_process()
     quiet = None if speaks() else True
-    for path in tqdm(images.paths, desc="reading images", unit="image", disable=quiet):
-        pixels = view.prepare(decode_file(path))
-        size += pixels.nbytes
-        if size > CACHE_BYTES:
-            return None
-        decoded.append(pixels)
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(total=len(images), desc="reading images", unit="image", disable=quiet) as bar,
+    ):
+        # No more at once than there are threads: photographs of many megapixels fill memory.
+        for start in range(0, len(images), threads):
+            for pixels in pool.map(load, images.paths[start : start + threads]):
+                size += pixels.nbytes
+                if size > CACHE_BYTES:
+                    return None
+                decoded.append(pixels)
+                bar.update()
     return decoded
+
+
+def _cores_of_one_process() -> int:
+    """Cores that decode for one of this machine's processes."""
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Feed:
@@ -236,8 +252,7 @@ class StreamedCrops:
         device: torch.device,
     ) -> None:
         if num_workers is None:
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            num_workers = 0 if device.type == "cpu" else max(1, usable_cores() // processes)
+            num_workers = 0 if device.type == "cpu" else _cores_of_one_process()
         self._tickets = _TicketSampler()
         self._loader = DataLoader(
             _Crops(paths, decoded, views),
