@@ -194,9 +194,12 @@ def test_a_diverging_run_stops_with_one_line(
     assert "training diverged" in complaint(train_teacher.main(arguments), capsys)
 
 
-def test_without_held_out_images_the_last_epoch_is_kept(data: Path, tmp_path: Path) -> None:
-    where = ["--data", str(data), "--output", str(tmp_path / "run")]
+def test_without_held_out_images_the_last_epoch_is_kept(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data", str(data), "--output", str(tmp_path / "run"), "--paco-alpha", "0.1"]
     assert train_teacher.main(["digits", *QUICK, *where, "--val-fraction", "0"]) == 0
+    assert "note: --paco-alpha changes nothing with --method ldam\n" in capsys.readouterr().out
     _, card = load_weights(tmp_path / "run", "teacher")
     assert (card.epoch, card.validation) == (2, {})
     assert card.train_counts == [12, 8, 6]

@@ -137,6 +137,11 @@ def parse(program: str, kind: type[Any], argv: list[str], **defaults: Any) -> An
         if stop.code in (0, None):
             raise
         raise UsageError(_first_sentence(complaint.getvalue())) from None
+    if unknown and not unknown[0].startswith("-"):
+        raise UsageError(
+            f"{unknown[0]!r} belongs to no option; a switch has no value, it is --NAME or "
+            "--no-NAME; see --help"
+        )
     if unknown:
         known = [f"--{kebab(f.name)}" for f in fields(kind) if f.name != "recipe"]
         known += [f"--{kebab(f.name)}" for f in fields(defaults.get("recipe", kind))]

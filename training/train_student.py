@@ -16,7 +16,7 @@ from training.config import StudentRecipe
 from training.engine.distributed import World, join_world
 from training.engine.feed import Feed
 from training.engine.loop import Training, Validation
-from training.engine.run_setup import is_compiled, prepare
+from training.engine.run_setup import is_compiled, prepare, say_notes
 from training.engine.seeding import Stream, seed_global
 from training.recipes import STUDENTS
 from training.run_data import class_difference
@@ -24,6 +24,7 @@ from training.scoring import HeadLogits, student_logits
 from training.students.distillation import StudentLearner
 from training.teachers.certificate import check_teacher, measure_teacher
 from training.teachers.labelling import load_teacher
+from training.unread_options import unread_options
 
 PROGRAM = "training.train_student"
 
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> None:
     recipe, rest = pick_recipe(PROGRAM, argv, STUDENTS)
     command: StudentCommand = parse(PROGRAM, StudentCommand, rest, recipe=recipe)
+    say_notes(unread_options(command.recipe, recipe))
     _check(command)
     with join_world(command.device) as world:
         train_student(command, world)

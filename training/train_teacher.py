@@ -12,11 +12,12 @@ from training.config import TeacherRecipe
 from training.engine.distributed import World, join_world
 from training.engine.feed import Feed
 from training.engine.loop import Training, Validation
-from training.engine.run_setup import prepare
+from training.engine.run_setup import prepare, say_notes
 from training.engine.seeding import Stream, seed_global
 from training.recipes import TEACHERS
 from training.scoring import teacher_logits
 from training.teachers.learner import TeacherLearner, build_method
+from training.unread_options import unread_options
 
 PROGRAM = "training.train_teacher"
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> None:
     recipe, rest = pick_recipe(PROGRAM, argv, TEACHERS)
     command: TeacherCommand = parse(PROGRAM, TeacherCommand, rest, recipe=recipe)
+    say_notes(unread_options(command.recipe, recipe))
     with join_world(command.device) as world:
         train_teacher(command, world)
 

@@ -44,6 +44,12 @@ def _missing_to_compile() -> str:
     return ""
 
 
+def say_notes(notes: list[str]) -> None:
+    """Print what a user may not have meant; of many processes the first does."""
+    for note in notes if speaks() else ():
+        print(f"note: {note}", flush=True)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A run before its first step.
@@ -101,8 +107,7 @@ def prepare(command: Command, recipe: Recipe, world: World) -> Prepared:
     splits = load_splits(command.data, recipe)
     if world.leads:
         print(splits.describe(), flush=True)
-        for note in recipe.notes():
-            print(f"note: {note}", flush=True)
+    say_notes(recipe.notes())
     run = RunFolder(command.output)
     run.check(recipe, resume=command.resume, overwrite=command.overwrite)
     return Prepared(recipe, splits, run, world)
