@@ -293,6 +293,18 @@ def test_a_gpu_that_is_not_there_is_a_users_mistake(monkeypatch: pytest.MonkeyPa
         pick_device("cuda")
 
 
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert pick_device("auto") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # all of the eight know it, not the last six alone
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match=r"8 processes .* sees 2 CUDA GPUs.*--nproc-per-node 2"):
+        pick_device("auto")
+
+
 @pytest.mark.parametrize("num_micro", [1, 3])
 def test_pacos_momentum_encoder_follows_once_a_step(num_micro: int) -> None:
     """However a step is cut, or dealt out to processes, its keys are of one encoder."""

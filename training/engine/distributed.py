@@ -154,13 +154,19 @@ def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     Under torchrun each process takes the GPU of its own number on the machine.
 
     Raises:
-        UsageError: CUDA was asked for and there is none.
+        UsageError: CUDA was asked for and there is none, or fewer GPUs than processes.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UsageError("--device cuda: torch sees no CUDA GPU; use --device cpu")
     if not available or name == "cpu":
         return torch.device("cpu")
+    wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if wanted > there:
+        raise UsageError(
+            f"{wanted} processes on this machine, but torch sees {there} CUDA GPUs; start torchrun "
+            f"with --nproc-per-node {there}"
+        )
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -193,10 +199,11 @@ def speaks() -> bool:
 def say_failure(line: str) -> None:
     """Print on stderr why this process ends.
 
-    Processes that have not joined fail alike, so the first speaks for all. Later each speaks for
-    itself: what all or the first meet raises `EndedElsewhere` in the others.
+    Processes that have not joined fail alike on one machine, so its first speaks for them. Later
+    each speaks for itself: what all or the first meet raises `EndedElsewhere` in the others.
     """
-    if speaks():
-        print(line, file=sys.stderr)
-    elif distributed.is_available() and distributed.is_initialized():
+    joined = distributed.is_available() and distributed.is_initialized()
+    if joined and not speaks():
         print(f"process {distributed.get_rank()}: {line}", file=sys.stderr, flush=True)
+    elif joined or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)
