@@ -13,7 +13,8 @@ def mix(
     """Images mixed with those in reverse order, and the share that each keeps of itself.
 
     timm's Mixup of a whole batch: mixup or CutMix, each half of the time if both are on; CutMix's
-    share is that of the pixels.
+    share is that of the pixels. Deviation: a box of an odd side keeps the pixel that timm, which
+    halves it, leaves out.
 
     Args:
         images: `(B, 3, S, S)`, left as they are.

@@ -202,7 +202,9 @@ def build_teacher(architecture: dict[str, Any]) -> Network:
     model = name.removeprefix("timm/")
     if model != name and timm.is_model(model):
         return TimmNetwork(model, num_classes, classifier)
-    raise CheckpointError(f"unknown teacher architecture {name!r}")
+    raise CheckpointError(
+        f"unknown teacher network {name!r}; there are resnet32, resnet34, resnet50 and timm/NAME"
+    )
 
 
 def classifier_of(architecture: dict[str, Any]) -> Classifier:
