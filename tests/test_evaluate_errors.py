@@ -97,6 +97,17 @@ def test_a_taken_output_is_left_alone(
     assert "is a file" in refused("--data", data, "--output", tmp_path / "file", "--no-plots")
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_run(
+    refused: Refused, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deitlt.commands.evaluate.find_bundle", lambda _: pytest.fail("it began"))
+    given = ("--data", data, "--no-plots", "--output")
+    (tmp_path / "file").write_text("")
+    assert "file: no folder can be made in it" in refused(*given, tmp_path / "file" / "a" / "b")
+    monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root
+    assert f"{tmp_path}: no folder can be made in it" in refused(*given, tmp_path / "evaluation")
+
+
 def test_nothing_readable_is_one_line(refused: Refused, data: Path, tmp_path: Path) -> None:
     for file in data.rglob("*.png"):
         file.write_bytes(b"")

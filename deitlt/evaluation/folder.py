@@ -67,12 +67,16 @@ class Origin:
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds something else, before any work is done.
+    """Refuse a folder that cannot be written or holds something else, before any work is done.
 
     Raises:
-        UsageError: `path` is a file, holds an evaluation and `overwrite` is off, or other files.
+        UsageError: `path` is a file, holds an evaluation and `overwrite` is off, or other files; or
+            no folder can be made where it would be.
     """
     restore_stranded(path)
+    above = next((folder for folder in path.absolute().parents if folder.exists()), path)
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(f"{above}: no folder can be made in it for the evaluation")
     if not path.exists():
         return
     if not path.is_dir():
