@@ -321,6 +321,7 @@ def load(
         fast_decode: prepare large images faster and a little differently, see `PreprocessSpec`.
 
     Raises:
+        UsageError: another device, or less than one thread.
         BundleError: the bundle is missing, damaged or changed, or has no such variant.
         RuntimeUnavailable: no runtime, or the device cannot be had.
     """

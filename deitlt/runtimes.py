@@ -11,7 +11,7 @@ from functools import cache
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from deitlt.bundle import (
     default_bundle,
     open_bundle,
 )
-from deitlt.errors import RuntimeUnavailable
+from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.gpu import GpuThread, cause, count_gpus
 from deitlt.preprocess import Pixels, PreprocessSpec, normalise
 
@@ -117,9 +117,17 @@ def open_runtime(
         num_threads: threads inside one call; None means all cores. PyTorch's are the process's.
 
     Raises:
+        UsageError: another device, or less than one thread.
         BundleError: the bundle has no such variant.
         RuntimeUnavailable: its runtime is not installed, or the device cannot be had.
     """
+    if device not in get_args(Device):
+        raise UsageError(
+            f"device is {device!r}; it must be auto, cpu or cuda, which is the first GPU that "
+            "CUDA_VISIBLE_DEVICES leaves"
+        )
+    if num_threads is not None and num_threads < 1:
+        raise UsageError(f"{num_threads} threads; at least 1 is needed")
     artefact = bundle.artefact(variant)
     if artefact.format == "onnx":
         return OnnxRuntime(
@@ -180,6 +188,8 @@ class OnnxRuntime:
         wanted, settings, complaint = CPU_PROVIDER, dict[str, str](), ""
         self._gpu: GpuThread | None = None
         if _wants_cuda(device):
+            if count_gpus() == 0:  # ONNX Runtime would log pages of its own before it said so
+                raise RuntimeUnavailable("NVIDIA's driver offers no GPU here; use --device cpu")
             wanted, settings = CUDA_PROVIDER, CUDA_OPTIONS
             # What runs where is checked below. "session.disable_cpu_ep_fallback" would refuse
             # shapes on the CPU too, which graphs of other exporters compute there.

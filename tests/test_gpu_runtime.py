@@ -18,8 +18,9 @@ import onnxruntime
 import pytest
 import torch
 
+import deitlt
 from deitlt.bundle import Artefact, default_bundle, open_bundle
-from deitlt.errors import DeviceLost, RuntimeUnavailable
+from deitlt.errors import DeviceLost, RuntimeUnavailable, UsageError
 from deitlt.gpu import cause
 from deitlt.preprocess import PreprocessSpec
 from deitlt.runtimes import (
@@ -85,7 +86,13 @@ def part(provider: str, *operators: str) -> Any:
 
 
 @pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that offers a GPU."""
+    monkeypatch.setattr("deitlt.runtimes.count_gpus", lambda: 1)
+
+
+@pytest.fixture
+def session(gpu: None, monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
     monkeypatch.setattr(Recorded, "calls", [])
     monkeypatch.setattr(Recorded, "threads", set())
     monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
@@ -160,7 +167,23 @@ def test_what_runs_where_is_told_by_the_real_session() -> None:
     assert "Gemm" in {node.op_type for part in parts for node in part.get_nodes()}
 
 
-def test_no_gpu_is_one_error_that_names_what_is_missing(
+def test_no_gpu_is_one_line_and_all_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deitlt.runtimes.count_gpus", lambda: 0)
+    with pytest.raises(RuntimeUnavailable, match="driver offers no GPU here; use --device cpu"):
+        OnnxRuntime(MODEL, device="cuda")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:1", "CUDA", None])
+def test_another_device_is_not_taken_for_the_cpu(device: Any) -> None:
+    with pytest.raises(UsageError, match="must be auto, cpu or cuda"):
+        deitlt.load(device=device)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_without_libraries_is_one_error_that_names_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def preload() -> None:
@@ -183,6 +206,7 @@ def test_no_gpu_is_one_error_that_names_what_is_missing(
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.usefixtures("gpu")
 def test_a_gpu_that_cannot_be_set_up_is_not_replaced_by_the_cpu(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,7 +220,7 @@ def test_a_gpu_that_cannot_be_set_up_is_not_replaced_by_the_cpu(
 
 
 @pytest.fixture
-def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def broken_gpu(gpu: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A GPU with a driver that ONNX Runtime finds too old."""
     create: Callable[..., None] = onnxruntime.InferenceSession._create_inference_session
 
@@ -208,7 +232,6 @@ def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     providers = [CUDA_PROVIDER, CPU_PROVIDER]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
-    monkeypatch.setattr("deitlt.runtimes.count_gpus", lambda: 1)
     cuda_works.cache_clear()
     yield
     cuda_works.cache_clear()
