@@ -1,12 +1,14 @@
 """How every command-line program of the project begins and ends: one line, and an exit status."""
 
 import argparse
+import os
 import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from deitlt.errors import DeitLTError
@@ -14,6 +16,7 @@ from deitlt.errors import DeitLTError
 OK, WRONG_USE, SOME_FAILED = 0, 2, 3
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 TERMINATED = 143  # and of one that SIGTERM ended
+UNREAD = 141  # and of one that wrote into a pipe which nobody reads any more
 
 
 class Terminated(BaseException):
@@ -82,16 +85,42 @@ def run_program(
 
     Returns:
         The body's status or 0; 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM in
-        `sigterm_raises`.
+        `sigterm_raises`, 141 where the reader of standard output has gone (`| head`).
     """
+    # Names of classes need not be in its encoding.
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return body() or OK
+        status = body() or OK
+        _flush_output()
+        return status
     except DeitLTError as error:
         say(f"{program}: {error}")
         return WRONG_USE
+    except BrokenPipeError:
+        return UNREAD
     except OSError as error:
         say(f"{program}: {error.filename or output}: {error.strerror or error}")
         return WRONG_USE
     except (KeyboardInterrupt, Terminated) as error:
         say(f"{program}: {interrupted}")
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
+    finally:
+        with suppress(OSError):
+            _flush_output()
+
+
+def _flush_output() -> None:
+    """Have all that was printed arrive; what cannot is let go of, lest the interpreter speak of it.
+
+    Raises:
+        OSError: why it cannot, the first time.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise

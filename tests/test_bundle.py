@@ -1,7 +1,10 @@
 """The bundle on disk: anything missing or changed is refused by name, and writes are whole."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +228,33 @@ def test_inspect_refuses_in_one_line(bundle_path: Path, capsys: pytest.CaptureFi
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert "model.onnx: changed" in captured.err
+
+
+def test_output_that_cannot_be_written_leaves_no_traceback(bundle_path: Path) -> None:
+    named = bundle_path.rename(bundle_path.with_name("数字"))
+
+    def inspect(output: object, **variables: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "deitlt.cli", "inspect", str(named)],
+            stdout=output,  # type: ignore[call-overload]
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | variables,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:
+        assert inspect(pipe) == (141, "")
+    with (bundle_path.parent / "said").open("w+") as said:
+        assert inspect(said, PYTHONIOENCODING="ascii") == (0, "")
+        said.seek(0)
+        assert r"\u6570\u5b57" in said.readline()
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "wb") as full:
+            assert inspect(full) == (2, "deitlt: output: No space left on device\n")
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
