@@ -7,6 +7,7 @@ fp16         for GPUs;  int8  for CPUs: smaller and faster, kept only if the acc
 torchscript  for PyTorch, its legacy format;  pt2  its successor
 average      the ONNX graph without the experts' own logits
 nchw         the ONNX graph for normalised float32 images
+explain      the ONNX graph that also gives where both experts looked
 triton       a model repository for Triton in triton/
 ```
 """
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import get_args
 
 from deitlt.bundle import Bundle
+from deitlt.errors import UsageError
 from deitlt.program import OK, SOME_FAILED, OneLineParser, run_program, sigterm_raises
 from export.bundle_writer import Options, export_bundle
 from export.fuse import Attention
 from export.gate import MAX_GROUP_LOSS_POINTS, MAX_LOSS_POINTS
-from export.variants import OPTIONAL
+from export.variants import INT8, OPTIONAL
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    if arguments.calibration is not None and INT8 not in arguments.variants:
+        raise UsageError("--calibration is for int8; add --variants int8, or leave it out")
     start = time.perf_counter()
     bundle = export_bundle(
         arguments.checkpoint,
@@ -63,7 +67,11 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> OneLineParser:
-    parser = OneLineParser(prog="python -m export.to_bundle", description=__doc__)
+    parser = OneLineParser(
+        prog="python -m export.to_bundle",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("checkpoint", type=Path, help="run folder or student.safetensors")
     parser.add_argument("--output", type=Path, required=True, help="bundle folder to write")
     parser.add_argument(

@@ -228,6 +228,9 @@ def test_inspect_refuses_in_one_line(bundle_path: Path, capsys: pytest.CaptureFi
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert "model.onnx: changed" in captured.err
+    for option in ("--variant=int8", "--device=auto"):
+        assert main(["inspect", option]) == 2
+        assert "add --verify" in capsys.readouterr().err
 
 
 def test_output_that_cannot_be_written_leaves_no_traceback(bundle_path: Path) -> None:

@@ -177,6 +177,7 @@ def test_data_that_is_empty_or_damaged(
         (["--split", "val"], "has no split 'val', only"),
         (["--variants", "fp16", "--max-loss", "0"], "above 0 and at most 100"),
         (["--variants", "int8", "--calibration", "nowhere"], "nowhere"),
+        (["--variants", "fp16", "--calibration", "nowhere"], "add --variants int8"),
         (["--attention", "sdpa"], "invalid choice: 'sdpa'"),
         (
             ["--variants", "triton", "--name", "my model"],

@@ -193,6 +193,10 @@ def test_a_corrupt_image_keeps_its_row(
             ["photos", "--output", "new.csv", "--engine", "ray", "--triton", "grpc://a:1"],
             "--triton and --engine ray",
         ),
+        (
+            ["photos", "--output", "new.csv", "--variant", "fp16", "--triton", "grpc://a:1"],
+            "--variant and --triton",
+        ),
         (["--filepaths", "gone.txt", "--output", "new.csv"], "gone.txt: there is no such list"),
         (["--filepaths", "photos", "--output", "new.csv"], "photos: is a folder"),
         (["old.csv", "--output", "new.csv"], "old.csv: no column of paths"),

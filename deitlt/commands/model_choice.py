@@ -5,6 +5,7 @@ from pathlib import Path
 
 from deitlt.bundle import Bundle, default_bundle, open_bundle
 from deitlt.classifier import Classifier
+from deitlt.errors import UsageError
 from deitlt.runtimes import default_variant, open_runtime
 from deitlt.triton_runtime import TritonRuntime
 
@@ -29,7 +30,12 @@ def add_model(parser: argparse.ArgumentParser, *flags: str) -> None:
         help="form of the model, as deitlt inspect lists them; default: fp16 on a GPU where the "
         "bundle has it, else float32",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the model runs, unless it does on a Triton server",
+    )
     parser.add_argument(
         "--triton",
         metavar="URL",
@@ -45,7 +51,16 @@ def add_model(parser: argparse.ArgumentParser, *flags: str) -> None:
 
 
 def find_bundle(arguments: argparse.Namespace) -> Bundle:
-    """The bundle that is named, or the packaged one; settles the variant that was left open."""
+    """The bundle that is named, or the packaged one; settles the variant that was left open.
+
+    Raises:
+        BundleError: it is missing, damaged or changed.
+        UsageError: a variant of what a Triton server runs.
+    """
+    if arguments.triton is not None and arguments.variant is not None:
+        raise UsageError(
+            "--variant and --triton exclude each other; export.to_triton settles what a server runs"
+        )
     bundle = open_bundle(arguments.model or default_bundle())
     if arguments.fast_decode:
         bundle = bundle.with_fast_decode()
