@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,7 +56,7 @@ class Classifier:
 
     def predict(
         self,
-        images: Sequence[ImageLike],
+        images: Iterable[ImageLike],
         *,
         top_k: int = 5,
         experts: bool = False,
@@ -80,14 +81,15 @@ class Classifier:
         return [result for result in results if isinstance(result, Prediction)]
 
     def predict_each(
-        self, images: Sequence[ImageLike], options: Options = Options()
+        self, images: Iterable[ImageLike], options: Options = Options()
     ) -> list[Prediction | ImageError]:
         """One prediction or error an image, in order: a bad image fails alone."""
-        if isinstance(images, (bytes, str, Path, Image.Image)):
+        if _is_one(images):
             raise UsageError("predict takes a list of images; for one image pass [image]")
         results: list[Prediction | ImageError] = []
-        for start in range(0, len(images), MAX_BATCH):
-            results.extend(self._predict_batch(images[start : start + MAX_BATCH], options))
+        remaining = iter(images)
+        while batch := list(islice(remaining, MAX_BATCH)):
+            results.extend(self._predict_batch(batch, options))
         return results
 
     def predict_iter(
@@ -109,10 +111,11 @@ class Classifier:
         from deitlt.batch.pipeline import predict_iter  # which imports this module
         from deitlt.batch.places import held
 
-        if isinstance(images, (bytes, str, Path, Image.Image)):
+        if _is_one(images):
             raise UsageError("predict_iter takes many images; for one pass [image]")
+        places = (held(image, self.max_pixels) for image in images)
         results = predict_iter(
-            self, map(held, images), options, num_workers=num_workers, batch_size=batch_size
+            self, places, options, num_workers=num_workers, batch_size=batch_size
         )
         return (result for _, result in results)
 
@@ -254,6 +257,13 @@ class Classifier:
             return self.load_pixels(image)
         except ImageError as error:
             return error
+
+
+def _is_one(images: object) -> bool:
+    """Whether it is an image instead of many, which going through would take to pieces."""
+    if isinstance(images, np.ndarray):
+        return images.ndim in (2, 3)
+    return isinstance(images, bytes | str | Path | Image.Image)
 
 
 def _attempt(work: Callable[[], Answer]) -> Answer | Exception:

@@ -193,6 +193,7 @@ def test_the_pixel_limit_holds_for_files_and_opened_images(
     small = Classifier(classifier.bundle, classifier.runtime, max_pixels=100)
     for image in (png(0), Image.open(io.BytesIO(png(0)))):
         assert isinstance(small.predict_each([image])[0], ImageTooLarge)
+        assert isinstance(next(small.predict_iter([image])), ImageTooLarge)
 
 
 def test_a_permuted_list_gives_permuted_answers(classifier: Classifier, png: Png) -> None:
@@ -215,8 +216,10 @@ def test_one_call_holds_a_bounded_number_of_images(classifier: Classifier, png: 
             sizes.append(len(pixels))
             return classifier.runtime.run(pixels)
 
-    Classifier(classifier.bundle, Counting()).predict([png(0)] * (2 * MAX_BATCH + 1))
-    assert sizes == [MAX_BATCH, MAX_BATCH, 1]
+    images = [png(0)] * (2 * MAX_BATCH + 1)
+    for some in (images, iter(images)):
+        assert len(Classifier(classifier.bundle, Counting()).predict(some)) == len(images)
+        assert [sizes.pop(0) for _ in range(3)] == [MAX_BATCH, MAX_BATCH, 1]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +233,8 @@ def test_options_out_of_range(options: dict[str, float], classifier: Classifier,
 
 def test_one_image_instead_of_a_list_is_a_mistake(classifier: Classifier, png: Png) -> None:
     # A str would be read letter by letter, and bytes as open file descriptors.
-    for image in (png(0), "photo.jpg", Path("photo.jpg"), Image.new("RGB", (4, 4))):
+    photo = Image.new("RGB", (4, 4))
+    for image in (png(0), "photo.jpg", Path("photo.jpg"), photo, np.asarray(photo)):
         with pytest.raises(UsageError, match="list"):
             classifier.predict(image)  # type: ignore[arg-type]
 

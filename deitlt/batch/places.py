@@ -29,12 +29,17 @@ class Held:
         return self.image
 
 
-def held(image: ImageLike) -> Place:
-    """An image in memory as another process takes it: decoded, or with what is wrong with it."""
+def held(image: ImageLike, max_pixels: int) -> Place:
+    """An image in memory as another process takes it: decoded, or with what is wrong with it.
+
+    Args:
+        image: as `Classifier.predict` takes it.
+        max_pixels: most pixels of an opened image, of which the other process sees them alone.
+    """
     try:
         check_kind(image)
         if isinstance(image, Image.Image):  # it may be a file still, of any size
-            return Held(np.asarray(to_rgb(image)))
+            return Held(np.asarray(to_rgb(image, max_pixels=max_pixels)))
     except ImageError as error:
         return Unreadable(str(error), type(error))
     return Held(image)
