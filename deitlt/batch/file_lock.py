@@ -1,5 +1,6 @@
 """A lock on a folder that the system lets go of when its holder ends, however it ends."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -8,10 +9,16 @@ from typing import IO
 from deitlt.errors import UsageError
 
 NAME = "lock"
+# What file systems without locks answer: Lustre as it is mounted by default, NFS without its lock
+# daemon, gateways to object stores.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 class FolderLock:
-    """The right to work in a folder, for one process at a time; a file in it carries the lock."""
+    """The right to work in a folder, for one process at a time; a file in it carries the lock.
+
+    Where the file system knows no locks everyone has it.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Take the lock, and make the folder if it is not there.
@@ -76,4 +83,7 @@ def _try_lock(file: IO[bytes]) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     return True
