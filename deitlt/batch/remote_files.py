@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from deitlt.batch.places import Place
 from deitlt.batch.tar_files import is_tar, tar_members
-from deitlt.errors import DeitLTError, OpenFailed, UsageError
+from deitlt.errors import DeitLTError, ImageTooLarge, OpenFailed, UsageError
 from deitlt.image_files import MAX_BYTES
 from deitlt.preprocess import SUFFIXES
 
@@ -24,7 +24,9 @@ class RemoteFile:
     end: int | None = None
 
     def read(self) -> bytes:
-        """Its bytes, or one more than an image may have; raises `OpenFailed`."""
+        """Its bytes, or one more than an image may have; raises `OpenFailed`, `ImageTooLarge`."""
+        if self.start is not None and self.end is not None and self.end - self.start > MAX_BYTES:
+            raise ImageTooLarge(f"{self.url}: an image of more than {MAX_BYTES} bytes in it")
         end = MAX_BYTES + 1 if self.end is None else self.end
         try:
             system, path = _open(self.url)
@@ -107,9 +109,30 @@ def _listed(system: Any, path: str) -> list[str]:
         found = map(str, system.glob(path))
         return sorted(file for file in found if _is_visible(file, top) and not system.isdir(file))
     if path.endswith("/") if web else system.isdir(path):
-        found = map(str, system.find(path))
+        found = map(str, _linked(system, path) if web else system.find(path))
         return sorted(file for file in found if _is_visible(file, path) and _is_image(file))
     return [path] if web or system.exists(path) else []
+
+
+def _linked(system: Any, top: str) -> list[str]:
+    """Files that a web server's page of a folder links to, and the pages of folders in it.
+
+    What `find` gives, but that passes over every page which cannot be had, as of a server that is
+    gone. A link that leads nowhere is passed over here, too.
+    """
+    files, folders = set[str](), [top]
+    while folders:
+        try:
+            entries = system.ls(folders.pop(), detail=True)
+        except FileNotFoundError:
+            continue
+        for entry in entries:
+            name = str(entry["name"])
+            if entry["type"] != "directory":
+                files.add(name)
+            elif not name.rstrip("/").rpartition("/")[2].startswith("."):
+                folders.append(name)
+    return sorted(files)
 
 
 def _is_visible(file: str, top: str) -> bool:
