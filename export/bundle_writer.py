@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from tqdm import tqdm
 
 from deitlt import __version__
@@ -35,7 +36,7 @@ from deitlt.student import DeiTLT, load_student
 from deitlt.torch_runtime import TorchRuntime
 from deitlt.weights import Card, weight_file
 from export.fuse import Attention
-from export.gate import MAX_GROUP_LOSS_POINTS, MAX_LOSS_POINTS, Gate, judge
+from export.gate import MAX_GROUP_LOSS_POINTS, MAX_LOSS_POINTS, Gate, judge, too_few_images
 from export.model_card import model_card
 from export.parity import (
     FusedRuntime,
@@ -175,6 +176,10 @@ class _Export:
         """
         variant = VARIANTS[name]
         path = self.folder / variant.file
+        few = too_few_images(name, len(self.images), self.options.max_loss_points)
+        if few and variant.precision != "float32":  # minutes of work could not change that
+            self.refused[name] = few
+            return None
         kept: list[str] = []
         if variant.write:
             variant.write(self.model, self.card, self.options.attention or variant.attention, path)
@@ -328,16 +333,9 @@ def _manifest(
         "software": {
             "deitlt": __version__,
             **{p: metadata.version(p) for p in ("torch", "timm", "onnx")},
-            "onnxruntime": _onnxruntime_version(),
+            "onnxruntime": onnxruntime.__version__,
         },
     }
-
-
-def _onnxruntime_version() -> str:
-    import onnxruntime
-
-    version: str = onnxruntime.__version__
-    return version
 
 
 def _shares(figures: Report) -> dict[str, float | None]:

@@ -117,17 +117,13 @@ class Gate:
 
     def refusal(self) -> str | None:
         """One line on why the variant must not be shipped, or None if it passes."""
-        num_images, limit = self.overall.num_images, self.overall.limit
+        num_images = self.overall.num_images
         if self.num_broken:
             return (
                 f"{self.name}: {self.num_broken} of {num_images} images give NaN or infinite logits"
             )
-        if num_images * limit < 1 - ROUNDING:  # one image weighs more than the limit
-            return (
-                f"{self.name}: {num_images} images are too few to tell a loss of {100 * limit:g} "
-                f"points, which takes {ceil(1 / limit - ROUNDING)}; give more images or raise "
-                f"--max-loss to {ceil(1e4 / num_images - ROUNDING) / 100:g}"
-            )
+        if few := too_few_images(self.name, num_images, 100 * self.overall.limit):
+            return few
         losses = [
             f"{-100 * c.difference:.3g} points {place} ({100 * c.torch:.2f} -> "
             f"{100 * c.variant:.2f} %, limit {100 * c.limit:g}, 95 % interval {_percent(c)})"
@@ -197,8 +193,7 @@ def judge(
     Raises:
         UsageError: a limit is not above 0 and at most 100 points.
     """
-    if not (0 < max_loss_points <= 100 and 0 < max_group_loss_points <= 100):
-        raise UsageError("--max-loss and --max-group-loss are above 0 and at most 100 points")
+    _check_limits(max_loss_points, max_group_loss_points)
     truth = np.asarray(labels, dtype=np.int64)
     assert torch_logits.shape == variant_logits.shape == (len(truth), len(train_counts))
     broken = ~np.isfinite(variant_logits).all(axis=1)
@@ -216,6 +211,23 @@ def judge(
     return Gate(name, int(broken.sum()), overall, groups)
 
 
+def too_few_images(name: str, num_images: int, max_loss_points: float) -> str | None:
+    """One line if one of so many images weighs more than the limit, so that no variant can pass.
+
+    Raises:
+        UsageError: the limit is not above 0 and at most 100 points.
+    """
+    _check_limits(max_loss_points)
+    limit = max_loss_points / 100
+    if num_images * limit >= 1 - ROUNDING:
+        return None
+    return (
+        f"{name}: {num_images} images are too few to tell a loss of {max_loss_points:g} points, "
+        f"which takes {ceil(1 / limit - ROUNDING)}; give more images or raise --max-loss to "
+        f"{ceil(1e4 / num_images - ROUNDING) / 100:g}"
+    )
+
+
 def paired_interval(lost: float, won: float, num_images: float) -> Interval:
     """95 % interval of `won - lost`, the shares of images that one of two models alone has right.
 
@@ -226,6 +238,11 @@ def paired_interval(lost: float, won: float, num_images: float) -> Interval:
     p12, p21 = (num_images * lost + 1) / (num_images + 2), (num_images * won + 1) / (num_images + 2)
     margin = Z_95 * sqrt((p12 + p21 - (p21 - p12) ** 2) / (num_images + 2))
     return max(-1.0, p21 - p12 - margin), min(1.0, p21 - p12 + margin)
+
+
+def _check_limits(*points: float) -> None:
+    if not all(0 < limit <= 100 for limit in points):
+        raise UsageError("--max-loss and --max-group-loss are above 0 and at most 100 points")
 
 
 def _compare(counts: IntArray, limit: float, *, strict: bool = False) -> Comparison | None:

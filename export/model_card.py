@@ -58,6 +58,11 @@ def model_card(
         "|---|---|---|---|---|",
         *(_check_row(name, entry) for name, entry in manifest["artefacts"].items()),
         *(_gate_section(gate) for gate in gates.values()),
+        *(
+            f"\nNot in this bundle: {reason}"
+            for name, reason in manifest["refused"].items()
+            if name not in gates
+        ),
         "",
         "## Known limits",
         "Answers one of its classes for any picture, also for one of none of them.",

@@ -219,9 +219,14 @@ def test_a_broken_int8_is_left_out_and_everyone_told(
     assert not list(bundle.path.glob("*int8*"))
 
 
-def test_too_few_images_vouch_for_nothing(
-    fitted_run: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_too_few_images_vouch_for_nothing_and_cost_no_work(
+    fitted_run: Path,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(bundle_writer, "quantize_int8", lambda *_, **__: pytest.fail("quantized"))
     options = ["--variants", "int8", "--max-images", "20"]
     assert export(fitted_run, tmp_path / "bundle", digits, *options) == 3
     err = capsys.readouterr().err
@@ -229,4 +234,6 @@ def test_too_few_images_vouch_for_nothing(
     assert "20 images are too few to tell a loss of 0.3 points, which takes 334" in err
     metrics = json.loads((tmp_path / "bundle" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["num_images"] == 20
-    assert open_bundle(tmp_path / "bundle").variants == ["float32"]
+    bundle = open_bundle(tmp_path / "bundle")
+    assert bundle.variants == ["float32"]
+    assert bundle.manifest["refused"]["int8"] in (bundle.path / "README.md").read_text("utf-8")
