@@ -113,7 +113,8 @@ def open_runtime(
     Args:
         bundle: the bundle.
         variant: name of the artefact.
-        device: `auto`, `cpu` or `cuda`; `cuda` fails rather than fall back.
+        device: `cpu`; `cuda`, which fails rather than fall back; or `auto`, which takes CUDA where
+            there is a GPU that works, but for int8, the form for CPUs.
         num_threads: threads inside one call; None means all cores. PyTorch's are the process's.
 
     Raises:
@@ -129,6 +130,8 @@ def open_runtime(
     if num_threads is not None and num_threads < 1:
         raise UsageError(f"{num_threads} threads; at least 1 is needed")
     artefact = bundle.artefact(variant)
+    if device == "auto" and artefact.precision == "int8":
+        device = "cpu"
     if artefact.format == "onnx":
         return OnnxRuntime(
             artefact.path, device=device, num_threads=num_threads, preprocess=bundle.preprocess

@@ -30,6 +30,7 @@ from deitlt.runtimes import (
     OnnxRuntime,
     cuda_works,
     default_variant,
+    open_runtime,
 )
 from deitlt.student import StudentConfig
 from deitlt.torch_runtime import TorchRuntime, load
@@ -174,6 +175,22 @@ def test_no_gpu_is_one_line_and_all_that_is_said(
     with pytest.raises(RuntimeUnavailable, match="driver offers no GPU here; use --device cpu"):
         OnnxRuntime(MODEL, device="cuda")
     assert capfd.readouterr() == ("", "")
+
+
+def test_auto_runs_int8_on_the_cpu_it_is_for(
+    session: type[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers = [CUDA_PROVIDER, CPU_PROVIDER]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr("deitlt.runtimes.cuda_works", lambda: True)
+    packaged = open_bundle(default_bundle())
+    forms = packaged.manifest["artefacts"]
+    int8 = {**forms["float32"], "precision": "int8"}
+    bundle = replace(packaged, manifest={"artefacts": {**forms, "int8": int8}})
+    monkeypatch.setattr(session, "get_providers", lambda self: [self.given["providers"][0][0]])
+    assert open_runtime(bundle, "float32", device="auto").provider == CUDA_PROVIDER
+    assert open_runtime(bundle, "int8", device="auto").provider == CPU_PROVIDER
+    assert open_runtime(bundle, "int8", device="cuda").provider == CUDA_PROVIDER
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:1", "CUDA", None])
