@@ -13,7 +13,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if all went well, 2 for wrong use, 3 if some images could not be classified or some
-        artefacts not be checked, 130 after Ctrl-C, 143 after SIGTERM.
+        artefacts not be checked, 130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads what
+        is printed.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser().parse_args(words)

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from http.client import responses
 from importlib import import_module
@@ -20,15 +20,15 @@ from uuid import uuid4
 
 import numpy as np
 
-from deitlt.bundle import INPUT, OUTPUTS, Bundle
+from deitlt.bundle import INPUT, Bundle
 from deitlt.errors import DeadlineExceeded, EngineError, Overloaded, RuntimeUnavailable, UsageError
-from deitlt.preprocess import Pixels, PreprocessSpec
+from deitlt.preprocess import Pixels
 from deitlt.runtimes import Logits, Outputs
+from deitlt.served_bundle import check_parameters, check_tensors
 
 T = TypeVar("T")
 URL = re.compile(r"(?:grpcs?|https?)://([\w.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
 JSON, JSON_LENGTH = "application/json", "Inference-Header-Content-Length"
-FLOATS = ("FP32", "FP16")
 # The first pause before a lost request is sent again; each further one is twice as long. Two of
 # them outlast gRPC's own pause between attempts to connect, so they do meet a server that is back.
 PAUSE_S = 0.2
@@ -50,7 +50,8 @@ LOST, TOO_LARGE_TEXT = ("502", "503", "UNAVAILABLE"), "larger than max"
 class TritonRuntime:
     """A served model. Safe to call from many threads; it outlives a restart of the server.
 
-    That the server's model is the bundle's is checked once, when this object is made.
+    That the server's model is the bundle's is checked once, when this object is made; one of
+    another export of the same classes is taken, and the log says so.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class TritonRuntime:
         self._timeout_s, self._retries = timeout_s, retries
         self._wire = _open_wire(url, self._model, version, binary)
         try:
-            self._outputs, self._max_batch = self._check(bundle, time.monotonic() + timeout_s)
+            deadline = time.monotonic() + timeout_s
+            self._outputs, self._max_batch = self._check(bundle, version, deadline)
         except EngineError as error:  # too late or too busy even to say what it serves
             raise RuntimeUnavailable(str(error)) from error
 
@@ -129,7 +131,7 @@ class TritonRuntime:
         """Drop the connections; `run` raises `RuntimeUnavailable` from here on."""
         self._wire.close()
 
-    def _check(self, bundle: Bundle, deadline: float) -> tuple[list[str], int | None]:
+    def _check(self, bundle: Bundle, version: str, deadline: float) -> tuple[list[str], int | None]:
         """The outputs there are, and the largest batch if there is a limit."""
         place, metadata = f"{self.url}: model {self._model!r}", {}
         for what in ("server_live", "model_ready", "server_ready"):
@@ -143,8 +145,8 @@ class TritonRuntime:
         except _Refused:  # an extension of Triton's, which another server need not have
             config = {}
         parameters = config.get("parameters") or {}
-        _understood(self.url, partial(_check_parameters, place, bundle, parameters))
-        names = _understood(self.url, partial(_check_tensors, place, bundle, metadata))
+        _understood(self.url, partial(check_parameters, place, bundle, parameters, version))
+        names = _understood(self.url, partial(check_tensors, place, bundle, metadata))
         return names, config.get("max_batch_size") or None
 
     def _call(self, ask: Callable[[float], T], deadline: float) -> T:
@@ -285,35 +287,6 @@ def _library(name: str) -> Any:
         return import_module(name)
     except (ImportError, RuntimeError) as error:  # the latter of a client without this protocol
         raise RuntimeUnavailable(f"no {name} here; pip install 'deitlt[triton]'") from error
-
-
-def _check_parameters(place: str, bundle: Bundle, parameters: Mapping[str, Any]) -> None:
-    """Refuse a model that `export.to_triton` wrote from another bundle."""
-    stated = {key: value.get("string_value") for key, value in parameters.items()}
-    if stated.get("classes_sha256", bundle.classes_sha256) != bundle.classes_sha256:
-        raise RuntimeUnavailable(f"{place} has other classes than the bundle {bundle.path}")
-    fields = stated.get("preprocess")
-    if fields and PreprocessSpec.from_dict(json.loads(fields)) != bundle.preprocess:
-        raise RuntimeUnavailable(f"{place} prepares images otherwise than the bundle {bundle.path}")
-
-
-def _check_tensors(place: str, bundle: Bundle, metadata: Mapping[str, Any]) -> list[str]:
-    """The names of the outputs there are; the mean of both experts is one of them."""
-    size = bundle.preprocess.img_size
-    # Type and shape by name; gRPC's numbers come as text.
-    inputs, outputs = (
-        {t["name"]: f"{t['datatype']} {[int(n) for n in t['shape']]}" for t in tensors}
-        for tensors in (metadata.get("inputs", ()), metadata.get("outputs", ()))
-    )
-    names = [name for name in OUTPUTS if name in outputs] or [OUTPUTS[0]]
-    wanted = {name: [f"{t} [-1, {len(bundle.classes)}]" for t in FLOATS] for name in names}
-    wanted[INPUT] = [f"UINT8 [-1, {size}, {size}, 3]"]
-    for name, kinds in wanted.items():
-        there, verb = (inputs, "takes") if name == INPUT else (outputs, "gives")
-        if there.get(name) not in kinds:
-            stated = ", ".join(f"{n} {kind}" for n, kind in there.items()) or "nothing"
-            raise RuntimeUnavailable(f"{place} {verb} {stated}; the bundle's has {name} {kinds[0]}")
-    return names
 
 
 def _read_logits(answer: Any, name: str, shape: tuple[int, int]) -> Logits:

@@ -172,7 +172,7 @@ def test_a_model_that_is_not_the_bundles_is_refused(
 def test_tensors_are_compared_where_a_server_states_no_parameters(
     protocol: Protocol, connect: Open, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_runtime, "_check_parameters", lambda *_: None)
+    monkeypatch.setattr(triton_runtime, "check_parameters", lambda *_: None)
     larger = replace(bundle, preprocess=replace(bundle.preprocess, img_size=32))
     line = refusal(RuntimeUnavailable, partial(connect, protocol, of=larger))
     assert "takes images UINT8 [-1, 16, 16, 3], encoded" in line
