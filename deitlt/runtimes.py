@@ -192,7 +192,7 @@ class OnnxRuntime:
         self._gpu: GpuThread | None = None
         if _wants_cuda(device):
             if count_gpus() == 0:  # ONNX Runtime would log pages of its own before it said so
-                raise RuntimeUnavailable("NVIDIA's driver offers no GPU here; use --device cpu")
+                raise RuntimeUnavailable("NVIDIA's driver offers no GPU; choose the device cpu")
             wanted, settings = CUDA_PROVIDER, CUDA_OPTIONS
             # What runs where is checked below. "session.disable_cpu_ep_fallback" would refuse
             # shapes on the CPU too, which graphs of other exporters compute there.

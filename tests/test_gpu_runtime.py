@@ -172,7 +172,7 @@ def test_no_gpu_is_one_line_and_all_that_is_said(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("deitlt.runtimes.count_gpus", lambda: 0)
-    with pytest.raises(RuntimeUnavailable, match="driver offers no GPU here; use --device cpu"):
+    with pytest.raises(RuntimeUnavailable, match="driver offers no GPU; choose the device cpu"):
         OnnxRuntime(MODEL, device="cuda")
     assert capfd.readouterr() == ("", "")
 
