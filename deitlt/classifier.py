@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deitlt.bundle import FEATURES, FLOAT32, ROLLOUTS, Bundle, default_bundle, open_bundle
-from deitlt.errors import DeitLTError, ImageError, UsageError
+from deitlt.errors import DeitLTError, ImageError, NotFinite, UsageError
 from deitlt.metrics import softmax
 from deitlt.prediction import Experts, Options, Prediction, Score, Timing
 from deitlt.preprocess import MAX_PIXELS, ImageLike, Pixels, image_pixels
@@ -22,6 +22,8 @@ from deitlt.runtimes import Device, Features, Logits, Outputs, Rollout, Runtime,
 Answer = TypeVar("Answer")
 # One call never holds more images than this; longer lists are run in slices.
 MAX_BATCH = 32
+NO_NUMBERS = "the model's scores are not finite numbers; use a variant of higher precision"
+Outcome = Prediction | ImageError
 
 
 class Classifier:
@@ -82,11 +84,11 @@ class Classifier:
 
     def predict_each(
         self, images: Iterable[ImageLike], options: Options = Options()
-    ) -> list[Prediction | ImageError]:
+    ) -> list[Outcome]:
         """One prediction or error an image, in order: a bad image fails alone."""
         if _is_one(images):
             raise UsageError("predict takes a list of images; for one image pass [image]")
-        results: list[Prediction | ImageError] = []
+        results: list[Outcome] = []
         remaining = iter(images)
         while batch := list(islice(remaining, MAX_BATCH)):
             results.extend(self._predict_batch(batch, options))
@@ -99,7 +101,7 @@ class Classifier:
         *,
         num_workers: int | None = None,
         batch_size: int | None = None,
-    ) -> Iterator[Prediction | ImageError]:
+    ) -> Iterator[Outcome]:
         """`predict_each` for any number of images, decoded on all cores, as they are asked for.
 
         See `deitlt.batch.pipeline.predict_iter` for the arguments; a classifier loaded with
@@ -136,10 +138,12 @@ class Classifier:
         start = time.perf_counter()
         pixels = self.load_pixels(image)
         decoded = time.perf_counter()
-        (prediction,) = self.predict_pixels(pixels[None], options)
+        (outcome,) = self.predict_pixels(pixels[None], options)
         if timing is not None:
             timing.decode_s, timing.infer_s = decoded - start, time.perf_counter() - decoded
-        return prediction
+        if isinstance(outcome, ImageError):
+            raise outcome
+        return outcome
 
     def predict_together(
         self,
@@ -187,20 +191,18 @@ class Classifier:
         with self._decoding:
             return image_pixels(image, self.bundle.preprocess, max_pixels=self.max_pixels)
 
-    def _predict_batch(
-        self, images: Sequence[ImageLike], options: Options
-    ) -> list[Prediction | ImageError]:
+    def _predict_batch(self, images: Sequence[ImageLike], options: Options) -> list[Outcome]:
         loaded = [self._load(image) for image in images]
         good = [item for item in loaded if not isinstance(item, ImageError)]
         predictions = iter(self.predict_pixels(np.stack(good), options) if good else ())
         return [item if isinstance(item, ImageError) else next(predictions) for item in loaded]
 
-    def predict_pixels(self, pixels: Pixels, options: Options = Options()) -> list[Prediction]:
-        """Predictions for preprocessed `(B, S, S, 3)` uint8 pixels."""
+    def predict_pixels(self, pixels: Pixels, options: Options = Options()) -> list[Outcome]:
+        """Predictions for preprocessed `(B, S, S, 3)` uint8 pixels, as of `to_predictions`."""
         return self.to_predictions(self.runtime.run(pixels), options)
 
-    def to_predictions(self, outputs: Outputs, options: Options = Options()) -> list[Prediction]:
-        """Predictions from what the runtime gave for some images."""
+    def to_predictions(self, outputs: Outputs, options: Options = Options()) -> list[Outcome]:
+        """Predictions from what the runtime gave for some images; `NotFinite` for one of them."""
         logits = self._blend(outputs, options)
         nothing = [None] * len(logits)
         heads = {**outputs.heads(), "logits": logits}
@@ -212,7 +214,9 @@ class Classifier:
             _rows(_both_features(outputs)) if options.embeddings else nothing,
             _rows(_both_rollouts(outputs)) if options.rollouts else nothing,
         )
-        return [self._prediction(*row) for row in zip(*columns, strict=True)]
+        found = [self._prediction(*row) for row in zip(*columns, strict=True)]
+        finite = set(np.flatnonzero(np.isfinite(logits).all(axis=1)).tolist())
+        return [f if row in finite else NotFinite(NO_NUMBERS) for row, f in enumerate(found)]
 
     def _experts(self, outputs: Outputs, options: Options) -> Sequence[Experts | None]:
         if not options.experts:
@@ -243,7 +247,8 @@ class Classifier:
         )
 
     def _scores(self, logits: Logits, top_k: int) -> list[tuple[Score, ...]]:
-        probabilities = softmax(logits)
+        with np.errstate(invalid="ignore"):  # of scores that are not finite nothing is shown
+            probabilities = softmax(logits)
         # Stable, so that equal scores always come in class order.
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         classes = self.bundle.classes

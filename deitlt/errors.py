@@ -6,7 +6,8 @@ DeitLTError                 base of all; its text is one line: what was wrong, w
 │   ├── OpenFailed          the file cannot be read
 │   ├── UnsupportedImage    not one of the accepted image formats
 │   ├── DecodeFailed        the right format, but damaged
-│   └── ImageTooLarge       more bytes or pixels than allowed
+│   ├── ImageTooLarge       more bytes or pixels than allowed
+│   └── NotFinite           the model's scores for it are no numbers
 ├── UsageError              an argument, recipe field or option is wrong
 ├── UnknownModel            no model of this name and version is served
 ├── DataError               labelled data (folder or CSV) is wrong
@@ -59,6 +60,12 @@ class ImageTooLarge(ImageError):
     """The image has more bytes or pixels than allowed."""
 
     code = "too_large"
+
+
+class NotFinite(ImageError):
+    """The model overflows on the image, as one in float16 may."""
+
+    code = "not_finite"
 
 
 class UsageError(DeitLTError):

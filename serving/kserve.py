@@ -294,9 +294,11 @@ def _task(classifier: Classifier, image: bytes | Pixels) -> Task[Prediction]:
         start = time.perf_counter()
         pixels = classifier.load_pixels(image) if isinstance(image, bytes) else image
         decoded = time.perf_counter()
-        (prediction,) = classifier.predict_pixels(pixels[None], Options(top_k=1, logits=True))
+        (outcome,) = classifier.predict_pixels(pixels[None], Options(top_k=1, logits=True))
         timing.decode_s, timing.infer_s = decoded - start, time.perf_counter() - decoded
-        return prediction
+        if isinstance(outcome, errors.ImageError):
+            raise outcome
+        return outcome
 
     return work
 

@@ -11,7 +11,7 @@ ERRORS = {
     404: "`unknown_model`: no such model is served.",
     413: "`too_large`: more bytes or pixels than allowed.",
     415: "`unsupported_image`: not an image, or a body, of an accepted format.",
-    422: "`decode_failed`: a damaged image.",
+    422: "`decode_failed`: a damaged image. `not_finite`: the model overflows on it.",
     429: "`overloaded`: the queue or the memory for bodies is full; try again after `Retry-After` "
     "seconds.",
     500: "`internal_error`: a fault of the service; its log has the request id.",
