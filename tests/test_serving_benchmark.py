@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -16,13 +17,15 @@ from serving.benchmark.servers import SERVERS
 from serving.benchmark.trees import MARK, _environ, _processes
 from serving.benchmark.windows import Round, take_round
 
+# Tells a test's servers from those of a benchmark that runs beside it.
+OWN = "BENCHMARK_OF_A_TEST"
 ROWS = {"pure", "together", "ours", "fastapi", "batchable"}
 
 
 def test_a_whole_quick_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others = servers()
+    monkeypatch.setenv(OWN, str(tmp_path))
     absent = replace(SERVERS["litserve"], needs=("no_such_module",))
     monkeypatch.setitem(SERVERS, "litserve", absent)
     file = tmp_path / "figures.json"
@@ -57,18 +60,20 @@ def test_a_whole_quick_run(
     for part in ("goals", "no claim where intervals overlap", "goodput at 4 times", "soak, ours"):
         assert part in table
     assert figures["complete"] is True
-    assert servers() <= others
+    assert not servers(tmp_path)
 
 
 def test_what_was_measured_before_sigterm_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others = servers()
+    monkeypatch.setenv(OWN, str(tmp_path))
     rounds: list[int] = []
+    started = set[bool]()
 
     def take(*arguments: Any) -> Round:
         rounds.append(len(rounds))
         if len(rounds) == 6:  # of pure, together, ours, ours, together, pure
+            started.add(bool(servers(tmp_path)))
             os.kill(os.getpid(), signal.SIGTERM)
         return take_round(*arguments)
 
@@ -84,13 +89,18 @@ def test_what_was_measured_before_sigterm_is_kept(
         "pure": 1, "together": 2, "ours": 2,
     }  # fmt: skip
     assert figures["complete"] is False
-    assert servers() <= others
+    assert started == {True}
+    assert not servers(tmp_path)
 
 
-def servers() -> set[int]:
-    """Processes of any benchmark's servers that run now."""
-    mark = MARK.encode()
-    return {pid for pid in _processes() if any(text.startswith(mark) for text in _environ(pid))}
+def servers(folder: Path) -> set[int]:
+    """Processes of the servers that run now of a benchmark of this test, not of one beside it."""
+    own = f"{OWN}={folder}".encode()
+    return {pid for pid in _processes() if own in (environ := _environ(pid)) and is_server(environ)}
+
+
+def is_server(environ: Sequence[bytes]) -> bool:
+    return any(text.startswith(MARK.encode()) for text in environ)
 
 
 def check_row(row: dict[str, Any]) -> None:
