@@ -77,7 +77,7 @@ async def drip(request: Request) -> PlainTextResponse:
     return PlainTextResponse(f"{len(await request.body())} bytes")
 
 
-@pytest.mark.parametrize("begun", [b"", b"POST /", b"POST / HTTP/1.1\r\nHost: a\r\nX-A: "])
+@pytest.mark.parametrize("begun", [b"POST /", b"POST / HTTP/1.1\r\nHost: a\r\nX-A: "])
 def test_a_head_that_never_ends_is_408(begun: bytes) -> None:
     app = Starlette(routes=[Route("/", drip, methods=["POST"])])
     with serve_app(app, http=Hasty) as url, connect(url) as client:
@@ -85,11 +85,17 @@ def test_a_head_that_never_ends_is_408(begun: bytes) -> None:
         client.sendall(begun)
         while not select.select([client], [], [], 0.05)[0]:
             assert time.monotonic() - start < 10
-            if begun:
-                client.sendall(b"b")  # a little now and then does not make it longer
+            client.sendall(b"b")  # a little now and then does not make it longer
         answer = client.recv(4096)
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"within 0.3 s" in answer
+        assert client.recv(4096) == b""
+
+
+def test_a_connection_on_which_nothing_comes_is_closed_without_a_word() -> None:
+    app = Starlette(routes=[Route("/", drip, methods=["POST"])])
+    with serve_app(app, http=Hasty) as url, connect(url) as client:
+        client.settimeout(10)
         assert client.recv(4096) == b""
 
 
