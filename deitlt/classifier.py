@@ -202,7 +202,7 @@ class Classifier:
         return self.to_predictions(self.runtime.run(pixels), options)
 
     def to_predictions(self, outputs: Outputs, options: Options = Options()) -> list[Outcome]:
-        """Predictions from what the runtime gave for some images; `NotFinite` for one of them."""
+        """Predictions from what the runtime gave; `NotFinite` for an image that overflows in it."""
         logits = self._blend(outputs, options)
         nothing = [None] * len(logits)
         heads = {**outputs.heads(), "logits": logits}
