@@ -212,10 +212,11 @@ def test_ctrl_c_that_torchrun_repeats_is_one() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_at_a_terminal_reaches_worker_processes_too_and_is_one_line(
-    data: Path, teacher: Path, class_tree: Tree, tmp_path: Path
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_reaches_worker_processes_too_stops_as_any_other(
+    asked: signal.Signals, data: Path, teacher: Path, class_tree: Tree, tmp_path: Path
 ) -> None:
-    """A terminal signals the whole group; an image of another size calls for workers."""
+    """A terminal, torchrun and Slurm signal all; an image of another size calls for workers."""
     uneven = class_tree(tmp_path / "data", {"a": 14, "b": 10, "c": 8, "d": 6})
     Image.open(uneven / "a" / "0.png").resize((40, 40)).save(uneven / "a" / "0.png")
     run = tmp_path / "run"
@@ -230,12 +231,12 @@ def test_ctrl_c_at_a_terminal_reaches_worker_processes_too_and_is_one_line(
     ) as program:
         while not (run / "resume.safetensors").exists() and program.poll() is None:
             time.sleep(0.1)
-        os.killpg(program.pid, signal.SIGINT)
+        os.killpg(program.pid, asked)
         _, complaint = program.communicate(timeout=60)
-    assert program.returncode == 130, complaint
+    assert program.returncode == 128 + asked, complaint
     lines = [line for line in complaint.splitlines() if line.startswith("training")]
     assert len(lines) == 1
-    assert "stopped by SIGINT" in lines[0]
+    assert f"stopped by {asked.name}" in lines[0]
     assert "Traceback" not in complaint
     _, fields = load_tensors(run / "resume.safetensors")
     assert fields["epoch"] >= 1

@@ -31,6 +31,7 @@ from training.config import Sampling
 from training.engine.distributed import World, speaks
 from training.engine.samplers import MicroBatches, epoch_order, num_samples
 from training.engine.seeding import Stream, generator
+from training.engine.stopping import outlive_requests
 
 # Decoded sets up to this size stay in memory.
 CACHE_BYTES = 2 << 30
@@ -262,6 +263,7 @@ class StreamedCrops:
             persistent_workers=num_workers > 0,
             prefetch_factor=PREFETCHED if num_workers else None,
             pin_memory=device.type == "cuda",
+            worker_init_fn=outlive_requests,
         )
 
     def load(self, tickets: Iterator[Ticket]) -> Iterator[tuple[Ticket, list[Tensor]]]:

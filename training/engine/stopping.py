@@ -1,9 +1,12 @@
 """SIGTERM and Ctrl-C end a run between two steps, with a resume point; nothing is lost."""
 
+import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from types import FrameType
 
 # torchrun passes Ctrl-C on to processes that the terminal has told of it already; within this time,
@@ -53,3 +56,23 @@ def stop_request() -> Iterator[StopRequest]:
     finally:
         for signal_number, handler in former.items():
             signal.signal(signal_number, handler)
+
+
+def outlive_requests(_: int) -> None:
+    """What a worker process begins with: it ends when the training process ends it.
+
+    torchrun, Slurm and terminals signal all processes of a run, and the step that is still to be
+    finished needs the workers; that one of them is gone would be an error in the middle of it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
