@@ -142,6 +142,16 @@ def test_crt_trains_new_heads_on_the_features_of_a_run(
     assert list(heads_of(run, data, tmp_path)) == ["cls"]
 
 
+def test_crt_may_put_a_head_of_another_kind_on_the_features(
+    vit: Path, data: Path, tmp_path: Path
+) -> None:
+    cosine = ["vit_crt", "--classifier", "cosine", "--cls-loss", "ldam"]
+    assert train(cosine, data, tmp_path / "run", "--init", vit) == 0
+    before, after = (load_weights(path, "student")[0] for path in (vit, tmp_path / "run"))
+    assert before.keys() - after.keys() == {"head.bias"}
+    assert all(torch.equal(before[name], after[name]) for name in after if name != "head.weight")
+
+
 def test_crt_goes_on_only_from_the_run_it_began_with(
     vit: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -174,8 +174,9 @@ def _initial(command: StudentCommand, classes: list[str]) -> DeiTLT | PlainViT:
             f"{command.init}: {difference}, so its heads cannot be kept; start from a run on this "
             "data, or pass --retrain-heads to train new heads on its features"
         )
-    if recipe.retrain_heads:
-        tensors |= {k: v for k, v in model.state_dict().items() if k.startswith("head")}
+    if recipe.retrain_heads:  # they may be of another kind, too
+        new = {k: v for k, v in model.state_dict().items() if k.startswith("head")}
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("head")} | new
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
