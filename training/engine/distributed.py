@@ -47,10 +47,8 @@ class World:
         if self.device.type != "cuda":
             return
         if deterministic:
-            # cuBLAS and the compiler read these when they are first used.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
-        # Only warned, attention would stay as it is.
+        # It tells the compiler, too. Only warned, attention would stay as it is.
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = not deterministic
 
@@ -183,9 +181,9 @@ def join_world(device_name: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World(device)
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     # The first process validates and decodes while the others wait.
-    distributed.init_process_group(backend, timeout=timedelta(hours=1))
+    distributed.init_process_group(backend, timeout=timedelta(hours=1), device_id=own)
     yield World(device, distributed.get_rank(), distributed.get_world_size())
     # Not after an error: the others may wait in a collective, and torchrun ends them.
     distributed.destroy_process_group()
