@@ -242,7 +242,18 @@ def test_a_signal_that_reaches_worker_processes_too_stops_as_any_other(
     assert fields["epoch"] >= 1
 
 
-def test_a_full_gpu_is_one_line_that_names_the_way_out(
+FULL_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has")
+KILLED_WORKER = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+
+@pytest.mark.parametrize(("error", "said", "advice"), [
+    (FULL_GPU, "memory is full", "--micro-batch-size"),
+    (KILLED_WORKER, "killed by signal: Killed; allow", "--shm-size"),
+])  # fmt: skip
+def test_full_memory_is_one_line_that_names_the_way_out(
+    error: Exception,
+    said: str,
+    advice: str,
     data: Path,
     teacher: Path,
     tmp_path: Path,
@@ -250,13 +261,13 @@ def test_a_full_gpu_is_one_line_that_names_the_way_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def full(*arguments: Any) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has")
+        raise error
 
     monkeypatch.setattr(StudentLearner, "step", full)
     assert train_student.main(student_arguments(data, teacher, tmp_path / "run")) == 2
     line = said_once(capsys)
-    assert "memory is full" in line
-    assert "--micro-batch-size" in line
+    assert said in line
+    assert advice in line
 
 
 @pytest.mark.parametrize("number", [1, 8])

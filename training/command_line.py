@@ -80,6 +80,11 @@ def run_program(
         except torch.OutOfMemoryError as error:
             advice = "train with a smaller --micro-batch-size (gradients add up) or a smaller model"
             raise UsageError(f"the GPU's memory is full; {advice}") from error
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            advice = "allow more memory (Docker: --shm-size) or pass fewer --workers, then --resume"
+            raise UsageError(f"{str(error).strip('. ')}; {advice}") from error
         except Stopped as stop:
             if speaks():  # of many processes one does
                 print(f"{program}: {stop}", file=sys.stderr)
