@@ -9,12 +9,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from deitlt.errors import UsageError
 from deitlt.weights import Tensors, load_tensors
 from training import train_student, train_teacher
 from training.engine.distributed import World, join_world, pick_device
@@ -285,44 +283,6 @@ def test_one_process_alone_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None
         assert world.wrap(layer) is layer
     assert not World(torch.device("cpu"), 1, 2).leads
     assert pick_device("cpu") == torch.device("cpu")
-
-
-def test_a_gpu_that_is_not_there_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto") == torch.device("cpu")
-    with pytest.raises(UsageError, match="torch sees no CUDA GPU; use --device cpu"):
-        pick_device("cuda")
-
-
-def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert pick_device("auto") == torch.device("cuda", 1)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # all of the eight know it, not the last six alone
-    assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(UsageError, match=r"8 processes .* sees 2 CUDA GPUs.*--nproc-per-node 2"):
-        pick_device("auto")
-
-
-@pytest.mark.parametrize("gpus", [0, 2])
-def test_processes_meet_by_the_gpu_of_each(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL, not told which, guesses at the first barrier, and says so."""
-    met: list[tuple[str, Any]] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    for name, value in {"WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *own, **options: (
-        met.append((*own, options["device_id"]))
-    ))  # fmt: skip
-    for name, answer in {"get_rank": 3, "get_world_size": 4, "destroy_process_group": None}.items():
-        monkeypatch.setattr(torch.distributed, name, lambda answer=answer: answer)
-    with join_world("auto") as world:
-        assert (world.rank, world.size) == (3, 4)
-    assert met == [("nccl", torch.device("cuda", 1)) if gpus else ("gloo", None)]
 
 
 @pytest.mark.parametrize("num_micro", [1, 3])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from deitlt.errors import UsageError
+from deitlt.gpu import count_gpus
 
 
 class EndedElsewhere(UsageError):
@@ -158,6 +159,12 @@ def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if name == "cuda" and not available:
         raise UsageError("--device cuda: torch sees no CUDA GPU; use --device cpu")
     if not available or name == "cpu":
+        if name == "auto" and count_gpus() > 0 and speaks():
+            torch_is = f"torch {torch.__version__} (CUDA: {torch.version.cuda or 'none'})"
+            print(
+                f"warning: there is a GPU, but {torch_is} cannot use it; the CPU is used",
+                file=sys.stderr,
+            )
         return torch.device("cpu")
     wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if wanted > there:
