@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from deitlt.student import StudentConfig, build_student
+from deitlt.student import build_student
 from training.augmentation.recipe_views import student_view
 from training.benchmark.images import SyntheticSet, make_cifar_like
 from training.benchmark.student import untrained_teacher
@@ -70,23 +70,13 @@ def test_a_shorter_last_pass_has_a_graph_of_its_own(synthetic: SyntheticSet) -> 
 
 def train(recipe: StudentRecipe, synthetic: SyntheticSet) -> None:
     """All epochs of a run, with validation."""
-    config = StudentConfig(
-        size=recipe.size,
-        img_size=recipe.img_size,
-        patch_size=recipe.patch_size,
-        num_classes=10,
-        drop_path_rate=0.1,
-        distilled=recipe.distilled,
-        layer_scale=recipe.layer_scale,
-        classifier=recipe.classifier,
-    )
     images = synthetic.images
     sizes: dict[str, Any] = {"batch_size": 16, "micro_batch_size": 4, "seed": 0}
     feed = Feed(images, [student_view(recipe)], CPU, sampling=recipe.sampling, **sizes)
     assert feed.num_micro % feed.cut.per_step  # the last step is shorter
     teacher = untrained_teacher(synthetic, CPU.device) if recipe.distilled else None
     learner = StudentLearner(
-        recipe, build_student(config), teacher, feed, images.counts(), CPU, compiled=True
+        recipe, build_student(recipe.shape(10)), teacher, feed, images.counts(), CPU, compiled=True
     )
     for epoch in range(recipe.epochs):
         learner.start_epoch(epoch)  # another learning rate, then DRW

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.preprocess import PreprocessSpec
-from deitlt.student import DeiTLT, StudentConfig, build_student
+from deitlt.student import DeiTLT, build_student
 from deitlt.weights import Card
 from training.augmentation.named_views import weak_view
 from training.config import StudentRecipe
@@ -72,16 +72,7 @@ class Case:
             images, [view], CPU, batch_size=recipe.batch_size, micro_batch_size=4, seed=0
         )
         torch.manual_seed(1)
-        config = StudentConfig(
-            size="pico",
-            img_size=16,
-            patch_size=4,
-            num_classes=3,
-            drop_path_rate=recipe.drop_path_rate,
-            distilled=recipe.distilled,
-            classifier=recipe.classifier,
-        )
-        student = build_student(config)
+        student = build_student(recipe.shape(3))
         with torch.no_grad():  # heads start near zero, where all losses are alike
             for name, parameter in student.named_parameters():
                 if name.startswith("head"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deitlt.labelled import LabelledImages
-from deitlt.student import DeiTLT, PlainViT, StudentConfig, build_student
+from deitlt.student import DeiTLT, PlainViT, build_student
 from deitlt.weights import load_tensors
 from tests.fake_gpu_support import GPU, Watch, fake_gpu
 from training.augmentation.crops import PaddedCrop, ResizedCrop
@@ -108,17 +108,7 @@ def feed_of(recipe: StudentRecipe | TeacherRecipe, images: LabelledImages, views
 
 
 def transformer(recipe: StudentRecipe) -> DeiTLT | PlainViT:
-    return build_student(
-        StudentConfig(
-            size=recipe.size,
-            img_size=recipe.img_size,
-            patch_size=recipe.patch_size,
-            num_classes=10,
-            distilled=recipe.distilled,
-            layer_scale=recipe.layer_scale,
-            classifier=recipe.classifier,
-        )
-    )
+    return build_student(recipe.shape(10))
 
 
 def tiny(name: str, **fields: Any) -> StudentRecipe:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deitlt.errors import UsageError
 from deitlt.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
-from deitlt.student import SIZES, Size
+from deitlt.student import SIZES, Size, StudentConfig
 from training.losses import HeadLoss
 
 # Fields that must be above 0, and those that must not be above 1.
@@ -295,6 +295,19 @@ class StudentRecipe(Recipe):
         micro = self.micro_batch_size or self.batch_size
         if (self.mixup > 0 or self.cutmix > 0) and micro % 2:
             raise UsageError(f"mixing pairs images: a batch of {micro} is odd; make it even")
+
+    def shape(self, num_classes: int) -> StudentConfig:
+        """The student, or the plain transformer."""
+        return StudentConfig(
+            size=self.size,
+            img_size=self.img_size,
+            patch_size=self.patch_size,
+            num_classes=num_classes,
+            drop_path_rate=self.drop_path_rate,
+            distilled=self.distilled,
+            layer_scale=self.layer_scale,
+            classifier=self.classifier,
+        )
 
     @contextmanager
     def precision(self, device: torch.device) -> Iterator[None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from deitlt.errors import CheckpointError, UsageError
 from deitlt.files import file_sha256
-from deitlt.student import DeiTLT, PlainViT, StudentConfig, build_student, load_transformer
+from deitlt.student import DeiTLT, PlainViT, build_student, load_transformer
 from deitlt.weights import save_weights, weight_file
 from training.augmentation.recipe_views import student_view
 from training.command_line import INTERRUPTED, Command, parse, pick_recipe, run_program
@@ -153,17 +153,7 @@ def _initial(command: StudentCommand, classes: list[str]) -> DeiTLT | PlainViT:
     """
     recipe = command.recipe
     seed_global(recipe.seed, Stream.WEIGHTS)
-    config = StudentConfig(
-        size=recipe.size,
-        img_size=recipe.img_size,
-        patch_size=recipe.patch_size,
-        num_classes=len(classes),
-        drop_path_rate=recipe.drop_path_rate,
-        distilled=recipe.distilled,
-        layer_scale=recipe.layer_scale,
-        classifier=recipe.classifier,
-    )
-    model = build_student(config)
+    model = build_student(recipe.shape(len(classes)))
     if command.init is None:
         return model
     trained, card = load_transformer(command.init)

@@ -11,7 +11,7 @@ import torch
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
-from deitlt.student import DeiTLT, Size, StudentConfig
+from deitlt.student import DeiTLT, Size
 from deitlt.weights import Card
 from training.augmentation.recipe_views import student_view
 from training.benchmark.baseline import Conventional
@@ -55,7 +55,7 @@ class OurStep:
             seed=recipe.seed,
             sampling=recipe.sampling,
         )
-        student = DeiTLT(student_config(recipe, self.num_classes)).to(world.device)
+        student = DeiTLT(recipe.shape(self.num_classes)).to(world.device)
         self.learner = StudentLearner(
             recipe, student, teacher, self.feed, images.counts(), world, compiled=compiled
         )
@@ -112,17 +112,6 @@ class OurStep:
                 yield epoch, step, batches
 
 
-def student_config(recipe: StudentRecipe, num_classes: int) -> StudentConfig:
-    """The student of a recipe."""
-    return StudentConfig(
-        size=recipe.size,
-        img_size=recipe.img_size,
-        patch_size=recipe.patch_size,
-        num_classes=num_classes,
-        drop_path_rate=recipe.drop_path_rate,
-    )
-
-
 def untrained_teacher(synthetic: SyntheticSet, device: torch.device) -> Teacher:
     """A ResNet-32 of the recipe `cifar` that answers as fast as a trained one."""
     recipe, images = TEACHERS["cifar"](), synthetic.images
@@ -164,7 +153,7 @@ def measure_student(
         compiled: whether ours goes through torch.compile.
     """
     device = world.device
-    config = student_config(recipe, len(synthetic.images.classes))
+    config = recipe.shape(len(synthetic.images.classes))
     seed_global(recipe.seed, Stream.WEIGHTS)
     teacher = untrained_teacher(synthetic, device)
 
