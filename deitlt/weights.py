@@ -33,7 +33,7 @@ class Card:
         architecture: keyword arguments that rebuild the model.
         classes: names in the order of the outputs, `C` of them.
         train_counts: images of each class it was trained on, `(C,)`.
-        train_files_sha256: identity of the training files (`training.data.files_sha256`); empty
+        train_files_sha256: identity of the training files (`deitlt.run_splits.files_sha256`); empty
             where it is not known.
         preprocess: evaluation preprocessing.
         recipe: every field of the resolved recipe.

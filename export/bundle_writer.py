@@ -53,7 +53,7 @@ from export.to_onnx import describe_graph
 from export.to_triton import export_triton
 from export.triton_config import check_names
 from export.variants import INT8, TRITON, VARIANTS, Variant, half_student
-from export.verification_data import calibration_pixels, pick_split, spread, training_images
+from export.verification_data import calibration_pixels, judged_images, spread, training_images
 
 NUM_GOLDEN = 8
 # Images asked in small batches too.
@@ -114,10 +114,10 @@ def export_bundle(
     """
     check_free(output.resolve(), overwrite=overwrite)
     model, card = load_student(checkpoint)
-    split, images = pick_split(data, card.classes, options.split, options.max_images)
+    split, images = judged_images(data, card, options.split, options.max_images)
     training = None
     if INT8 in options.variants:
-        training = training_images(data, options.calibration, card.classes)
+        training = training_images(data, options.calibration, card)
     name = options.name or output.resolve().name
     if TRITON in options.variants:
         check_names(name, card.classes)

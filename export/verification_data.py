@@ -8,22 +8,22 @@ from deitlt.errors import DataError, UsageError
 from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.longtail import IntArray
 from deitlt.preprocess import Pixels, PreprocessSpec, load_batches
+from deitlt.run_splits import own_splits, pick_split
+from deitlt.weights import Card
 
 NUM_CALIBRATION = 128
 # Training images that a choice between forms of int8 is made on.
 NUM_TRIAL = 1000
-# Split of the data that figures are taken on: the first of these that is there.
-SPLITS = ("test", "val", "all")
 
 
-def pick_split(
-    data: Path, classes: list[str], split: str | None, max_images: int | None
+def judged_images(
+    data: Path, card: Card, split: str | None, max_images: int | None
 ) -> tuple[str, LabelledImages]:
     """The images to verify on, and the name of their split.
 
     Args:
-        data: labelled images.
-        classes: of the model; the data must have no others.
+        data: labelled images, in the classes of the model and no others.
+        card: of the model: what it held out of this very data is a val split.
         split: which; by default test, else val, else all there is.
         max_images: at most so many, spread over the classes.
 
@@ -31,11 +31,7 @@ def pick_split(
         DataError: the data cannot be read, has other classes or no such split.
         UsageError: `max_images` is below 1.
     """
-    splits = read_labelled(data, classes=classes)
-    name = split or next((s for s in SPLITS if s in splits), "train")
-    if name not in splits:
-        raise DataError(f"{data}: has no split {name!r}, only {', '.join(splits)}")
-    images = splits[name]
+    name, images = pick_split(data, split, card)
     if max_images is not None:
         if max_images < 1:
             raise UsageError(f"--max-images is {max_images}; it must be at least 1")
@@ -43,19 +39,20 @@ def pick_split(
     return name, images
 
 
-def training_images(data: Path, calibration: Path | None, classes: list[str]) -> LabelledImages:
+def training_images(data: Path, calibration: Path | None, card: Card) -> LabelledImages:
     """Training images for int8: one of every class, then a second one of every class, and so on.
 
     Args:
-        data: labelled images, whose training split is taken unless there is
-        calibration: other training images.
-        classes: of the model.
+        data: labelled images, of which those that the model was trained on are taken where it was
+            trained on this data, else its training split.
+        calibration: other labelled images, to take instead.
+        card: of the model.
 
     Raises:
         DataError: the data cannot be read, has other classes or no training split.
     """
     source = calibration or data
-    splits = read_labelled(source, classes=classes)
+    splits = read_labelled(source, card.classes) | own_splits(source, card)
     images = splits.get("train")
     if images is None and calibration:
         images = splits.get("all")

@@ -16,6 +16,7 @@ from deitlt.bundle import MANIFEST, write_bundle
 from deitlt.errors import UsageError
 from deitlt.metrics import report_answers
 from deitlt.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from deitlt.run_splits import pick_split
 from deitlt.student import StudentConfig, build_student
 from tests.export_support import card_of, export, noise_student, save_student
 from training import analyze
@@ -23,7 +24,6 @@ from training.analysis import study as studies
 from training.analysis import tables
 from training.analysis.gallery import gallery
 from training.analysis.runs import check_runs, load_run, name_runs
-from training.run_data import pick_split
 from training.scoring import head_reports, student_logits
 
 SPEC = PreprocessSpec(16, 1.0, IMAGENET_MEAN, IMAGENET_STD)

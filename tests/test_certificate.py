@@ -15,9 +15,9 @@ from deitlt.errors import CheckpointError
 from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.metrics import Report, report
 from deitlt.preprocess import PreprocessSpec
+from deitlt.run_splits import Splits, files_sha256
 from deitlt.weights import Card, load_weights, save_weights
 from training import train_student, train_teacher
-from training.data import Splits, files_sha256
 from training.teachers.certificate import (
     NUM_STAND_IN,
     Measured,

@@ -11,7 +11,8 @@ from PIL import Image
 from deitlt.errors import DataError
 from deitlt.labelled import LabelledImages
 from deitlt.preprocess import load_pixels, normalise
-from training.data import EvaluationImages, Splits, files_sha256, load_splits
+from deitlt.run_splits import Splits, files_sha256, load_splits
+from training.data import EvaluationImages
 from training.recipes import teachers
 
 
@@ -30,7 +31,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def split(tree: Path, **fields: object) -> Splits:
-    return load_splits(tree, replace(teachers.digits(), **fields))  # type: ignore[arg-type]
+    return load_splits(tree, vars(teachers.digits()) | fields)
 
 
 def test_the_subset_is_drawn_first_and_validation_carved_from_it(tree: Path) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deitlt.run_splits import load_splits
 from training import doctor
 from training.config import Recipe
-from training.data import load_splits
 from training.doctor import main
 
 Draw = Callable[..., Path]
@@ -80,7 +80,7 @@ def test_a_clean_set_passes(tree: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_it_splits_as_training_will(tree: Path) -> None:
     fields = {"img_size": 8, "epochs": 1, "batch_size": 2, "lr": 1, "weight_decay": 0}
     recipe = Recipe(name="", drw_epoch=1, val_fraction=0.3, **fields)  # type: ignore[arg-type]
-    splits = load_splits(tree, recipe)
+    splits = load_splits(tree, vars(recipe))
     assert splits.val is not None
     _, report = examine(tree, "--val-fraction", "0.3")
     assert report["run"]["train"]["counts"] == splits.train.counts().tolist()

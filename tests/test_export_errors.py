@@ -174,7 +174,7 @@ def test_data_that_is_empty_or_damaged(
         (["--max-images", "0"], "--max-images is 0"),
         (["--max-images", "many"], "--max-images"),
         (["--variants", "int4"], "invalid choice: 'int4'"),
-        (["--split", "val"], "has no split 'val', only"),
+        (["--split", "val"], "has no val images, only"),
         (["--variants", "fp16", "--max-loss", "0"], "above 0 and at most 100"),
         (["--variants", "int8", "--calibration", "nowhere"], "nowhere"),
         (["--variants", "fp16", "--calibration", "nowhere"], "add --variants int8"),

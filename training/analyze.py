@@ -26,6 +26,7 @@ from deitlt.longtail import head_mid_tail
 from deitlt.measuring import describe, hardware, versions
 from deitlt.preprocess import decode_file
 from deitlt.program import sigterm_raises, typed
+from deitlt.run_splits import own_splits, pick_split
 from training.analysis import sections
 from training.analysis.curves import read_curves
 from training.analysis.gallery import gallery, spread_over_tail
@@ -39,7 +40,7 @@ from training.analysis.teacher_views import ask_teacher
 from training.command_line import parse, run_program
 from training.config import StudentRecipe
 from training.engine.distributed import pick_device
-from training.run_data import own_splits, pick_split, recipe_of
+from training.run_data import recipe_of
 from training.teachers.labelling import Teacher, load_teacher
 
 PROGRAM = "training.analyze"

@@ -65,8 +65,8 @@ def run_splits(
 ) -> Splits:
     """The images that a run with a recipe's default seeds trains on, selects on and is judged on.
 
-    As `training.data.load_splits` draws them, but for faulty images, and nothing is refused: what
-    would be goes to `findings`.
+    As `deitlt.run_splits.load_splits` draws them, but for faulty images, and nothing is refused:
+    what would be goes to `findings`.
     """
     name = "train" if "train" in found else "all"
     if name not in found:

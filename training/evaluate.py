@@ -13,13 +13,13 @@ from deitlt.bundle import MANIFEST
 from deitlt.errors import CheckpointError, DataError
 from deitlt.files import write_json, write_text
 from deitlt.metrics import Report, format_table, per_class_csv
+from deitlt.run_splits import files_sha256, own_splits, pick_split
 from deitlt.student import load_transformer
 from deitlt.weights import Card
 from training.command_line import parse, run_program
-from training.data import EvaluationImages, files_sha256
+from training.data import EvaluationImages
 from training.engine.checkpoint import WEIGHTS
 from training.engine.distributed import pick_device
-from training.run_data import own_splits, pick_split
 from training.scoring import fit_blend, head_reports, student_logits, teacher_logits
 from training.teachers.labelling import load_teacher
 

@@ -21,7 +21,7 @@ from export.benchmark.runners import Images, Runner
 from export.parity import PlainStudent
 from export.verification_data import (
     calibration_pixels,
-    pick_split,
+    judged_images,
     spread,
     training_images,
 )
@@ -87,10 +87,10 @@ def trained(checkpoint: Path, data: Path | None, max_images: int) -> Student:
     name = f"{checkpoint}: {describe(model.config)}"
     if data is None:
         return _on_made_up_images(name, model, card)
-    split, images = pick_split(data, card.classes, None, max_images)
+    split, images = judged_images(data, card, None, max_images)
     pixels = np.concatenate(list(load_batches(images.paths, card.preprocess, 32)))
     try:
-        training = training_images(data, None, card.classes)
+        training = training_images(data, None, card)
         calibration = calibration_pixels(training, card.preprocess)
     except DataError:
         calibration = pixels  # only the accuracy of int8 depends on it, and that is then flattered

@@ -24,9 +24,9 @@ from torch.optim import Optimizer
 
 from deitlt.errors import CheckpointError
 from deitlt.files import write_json, write_text
+from deitlt.run_splits import FILES_HASH
 from deitlt.weights import load_tensors, save_tensors
 from training.config import Recipe, kebab
-from training.data import FILES_HASH
 
 RECIPE = "recipe.json"
 RESULTS = "results.csv"

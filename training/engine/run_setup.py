@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from deitlt.errors import UsageError
+from deitlt.run_splits import Splits, load_splits
 from deitlt.weights import Card, Kind
 from training.command_line import Command
 from training.config import Recipe
-from training.data import EvaluationImages, Splits, load_splits
+from training.data import EvaluationImages
 from training.engine.checkpoint import RunFolder
 from training.engine.distributed import World, speaks
 
@@ -104,7 +105,7 @@ def prepare(command: Command, recipe: Recipe, world: World) -> Prepared:
     """
     if command.workers is not None and command.workers < 0:
         raise UsageError(f"--workers must not be negative, not {command.workers}")
-    splits = load_splits(command.data, recipe)
+    splits = load_splits(command.data, asdict(recipe))
     if world.leads:
         print(splits.describe(), flush=True)
     say_notes(recipe.notes())

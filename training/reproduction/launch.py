@@ -19,9 +19,9 @@ from deitlt.errors import UsageError
 from deitlt.files import write_json
 from deitlt.labelled import pick_split, read_labelled
 from deitlt.program import Terminated
+from deitlt.run_splits import files_sha256
 from deitlt.weights import weight_file
 from training.command_line import parse, pick_recipe
-from training.data import files_sha256
 from training.recipes import STUDENTS, TEACHERS
 from training.train_student import StudentCommand
 from training.train_teacher import TeacherCommand

@@ -15,8 +15,9 @@ import torch
 from deitlt.errors import CheckpointError
 from deitlt.metrics import Report, report
 from deitlt.preprocess import PreprocessSpec
+from deitlt.run_splits import FILES_HASH, Splits
 from deitlt.weights import Card
-from training.data import FILES_HASH, EvaluationImages, Splits
+from training.data import EvaluationImages
 from training.engine.distributed import speaks
 from training.run_data import class_difference
 from training.teachers.labelling import Teacher
