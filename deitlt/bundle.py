@@ -116,6 +116,17 @@ class Bundle:
         )
 
     @property
+    def recipe(self) -> dict[str, Any]:
+        """How it was trained; empty where that is not known."""
+        recipe: dict[str, Any] = self.manifest.get("recipe", {})
+        return recipe
+
+    @property
+    def train_files_sha256(self) -> str:
+        """Identity of what it was trained on; empty where that is not known."""
+        return str(self.manifest.get("train_files_sha256", ""))
+
+    @property
     def class_lines(self) -> str:
         """The class names in order, a line each, as Triton's labels file has them."""
         return "".join(f"{name}\n" for name in self.classes)

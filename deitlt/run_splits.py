@@ -143,17 +143,21 @@ def own_splits(data: Path, card: Trained) -> dict[str, LabelledImages]:
     return {"train": splits.train} | ({"val": splits.val} if splits.val is not None else {})
 
 
-def pick_split(data: Path, split: str | None, card: Trained) -> tuple[str, LabelledImages]:
+def pick_split(
+    data: Path, split: str | None, card: Trained, *, keep_missing: bool = False
+) -> tuple[str, LabelledImages]:
     """The images of a split and its name; by default test, else val, else all, else train.
 
-    On the data of the run, train and val are what it trained on and held out.
+    On the data of the run, train and val are what it trained on and held out. `keep_missing` keeps
+    files that are not there, for who lists them.
     Warns on stderr of images that the run was trained on, or where its card is too old to tell.
 
     Raises:
         DataError: there is no such split.
     """
     own = own_splits(data, card)
-    name, images = labelled.pick_split(read_labelled(data, card.classes) | own, split, data)
+    named = read_labelled(data, card.classes, keep_missing=keep_missing)
+    name, images = labelled.pick_split(named | own, split, data)
     if card.train_files_sha256 and not card.train_files_sha256.startswith(FILES_HASH):
         print(
             f"warning: {data}: which of these images the run was trained on cannot be told; it is "

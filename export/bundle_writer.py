@@ -324,6 +324,7 @@ def _manifest(
         "architecture": card.architecture,
         "classes": card.classes,
         "train_counts": card.train_counts,
+        "train_files_sha256": card.train_files_sha256,
         "groups": all_groups(card.train_counts),
         "preprocess": card.preprocess.to_dict(),
         "artefacts": artefacts,

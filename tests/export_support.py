@@ -18,6 +18,7 @@ from torch import nn
 from deitlt.bundle import EXPLAIN, FLOAT32, MANIFEST, default_bundle, write_bundle
 from deitlt.labelled import read_labelled
 from deitlt.preprocess import Pixels, PreprocessSpec, load_batches, normalise, resize_crop
+from deitlt.run_splits import FILES_HASH
 from deitlt.student import DeiTLT, StudentConfig
 from deitlt.weights import Card, save_weights
 from export import to_bundle
@@ -47,7 +48,7 @@ def card_of(model: DeiTLT, preprocess: PreprocessSpec, **fields: Any) -> Card:
         "architecture": model.architecture(),
         "classes": [f"c{i}" for i in range(num_classes)],
         "train_counts": [num_classes + 10 - i for i in range(num_classes)],
-        "train_files_sha256": "",
+        "train_files_sha256": f"{FILES_HASH}0",
         "preprocess": preprocess,
         "recipe": {"name": "test"},
         "epoch": 1,

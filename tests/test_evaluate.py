@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
+from deitlt.bundle import default_bundle, open_bundle
 from deitlt.classifier import Classifier
 from deitlt.cli import main
 from deitlt.metrics import softmax, wilson_interval
+from deitlt.run_splits import DRAWING, load_splits
 
 GROUPS = {"head": [0, 1, 2], "mid": [3, 4, 5, 6], "tail": [7, 8, 9]}
 HEADS = {"average": "logits", "cls": "cls_logits", "dist": "distillation_logits"}
@@ -244,3 +247,27 @@ def test_list_files(small: Path, tmp_path: Path) -> None:
     output = tmp_path / "evaluation"
     assert run("--data", small / "lt_test.txt", "--output", output, "--no-plots") == 3
     assert [row["images"] for row in rows(output / "per_class.csv")][:5] == [*"02001"]
+
+
+def test_on_its_own_data_a_bundle_is_judged_by_what_its_run_held_out(
+    tmp_path: Path,
+    class_tree: ClassTree,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of images without marked splits, most of which it was trained on."""
+    labelled = class_tree(tmp_path / "data", {str(digit): 6 for digit in range(10)})
+    recipe = dict(zip(DRAWING, (None, 0, 0.2, 0), strict=True))
+    splits = load_splits(labelled, recipe)
+    known = {"recipe": recipe, "train_files_sha256": splits.train_sha256}
+    bundle = open_bundle(default_bundle())
+    own = replace(bundle, manifest=bundle.manifest | known)
+    monkeypatch.setattr("deitlt.commands.evaluate.find_bundle", lambda _: own)
+    where = ["--data", labelled, "--variant", "float32", "--device", "cpu", "--no-plots"]
+    assert run(*where, "--output", tmp_path / "held-out") == 0
+    metrics = json.loads((tmp_path / "held-out" / "metrics.json").read_text())
+    assert splits.val is not None
+    assert (metrics["split"], metrics["num_images"]) == ("val", len(splits.val))
+    assert "warning" not in capsys.readouterr().err
+    assert run(*where, "--split", "all", "--output", tmp_path / "all") == 0
+    assert f"trained on {len(splits.train)} of these 60 images" in capsys.readouterr().err

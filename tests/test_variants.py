@@ -85,6 +85,7 @@ def test_a_bundle_with_everything(whole_bundle: Path, capsys: pytest.CaptureFixt
     bundle = open_bundle(whole_bundle)
     assert bundle.variants == ["float32", *OPTIONAL]
     assert bundle.manifest["refused"] == {}
+    assert (bundle.recipe["name"], bundle.train_files_sha256) == ("test", "paths+sizes:0")
     assert run(whole_bundle, "--verify") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[-len(bundle.variants) :]] == bundle.variants

@@ -16,10 +16,11 @@ from deitlt.evaluation.figures import judge
 from deitlt.evaluation.folder import Origin, check_output, write_evaluation
 from deitlt.evaluation.pictures import check_matplotlib
 from deitlt.evaluation.tables import Names, summary
-from deitlt.labelled import LabelledImages, pick_split, read_labelled
+from deitlt.labelled import LabelledImages
 from deitlt.metrics import MIN_CLAIMABLE_IMAGES
 from deitlt.prediction import Prediction
 from deitlt.program import OK, SOME_FAILED
+from deitlt.run_splits import pick_split
 
 
 def add_to(commands: Any) -> None:
@@ -38,7 +39,8 @@ def add_to(commands: Any) -> None:
         "--split",
         choices=("train", "val", "test", "all"),
         default=None,
-        help="which images; default: test, else val, else all of data without marked splits",
+        help="which images; default: test, else val (of the data it was trained on: what training "
+        "held out), else all of data without marked splits",
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="folder to write; new, empty or with --overwrite"
@@ -72,8 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.no_plots:
         check_matplotlib()
     bundle = find_bundle(arguments)
-    splits = read_labelled(arguments.data, bundle.classes, keep_missing=True)
-    split, images = pick_split(splits, arguments.split, arguments.data)
+    split, images = pick_split(arguments.data, arguments.split, bundle, keep_missing=True)
     classifier = open_model(arguments, bundle)
     answers = collect(
         classifier,
