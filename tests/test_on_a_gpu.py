@@ -17,6 +17,9 @@ from deitlt.labelled import LabelledImages
 from deitlt.student import DeiTLT, PlainViT, build_student
 from deitlt.weights import load_tensors
 from tests.fake_gpu_support import GPU, Watch, fake_gpu
+from training.analysis.attention import experts, walk
+from training.analysis.attention_distance import mean_attention_distance
+from training.analysis.gallery import rollout_maps
 from training.augmentation.crops import PaddedCrop, ResizedCrop
 from training.augmentation.operations import Op
 from training.augmentation.policies import Drawn
@@ -237,6 +240,29 @@ def test_a_student_is_scored_on_a_gpu(name: str, synthetic: SyntheticSet) -> Non
             for logits in _answer(student, batch):
                 assert (logits.device, logits.dtype) == (GPU, torch.float32)
                 assert logits.shape == (len(batch), 10)
+
+
+@pytest.mark.parametrize("name", ["cifar", "vit"])
+def test_a_student_is_looked_into_on_a_gpu(name: str) -> None:
+    student = transformer(tiny(name)).eval()
+    with fake_gpu():
+        student.to(GPU)
+        images = torch.empty(3, 3, 32, 32, device=GPU)
+        num_experts = len(experts(student))
+        assert rollout_maps(student, images).device == GPU
+        for view in walk(student, images):
+            distances = mean_attention_distance(view.attention, num_experts, 8)
+            assert (distances.device, distances.shape) == (GPU, (3, 4))
+
+
+@pytest.mark.parametrize("side", [28, 32, 64, 224])
+def test_a_teacher_answers_for_views_of_any_size(side: int, synthetic: SyntheticSet) -> None:
+    teacher = untrained_teacher(synthetic, CPU)
+    with fake_gpu() as watch:
+        labels = teacher.to(GPU).label(torch.empty(4, 3, side, side, device=GPU))
+        watch.forget()
+        teacher.label(torch.empty(4, 3, side, side, device=GPU))
+        assert (labels.device, labels.dtype, watch.uploads) == (GPU, torch.int64, 0)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "muon"])
