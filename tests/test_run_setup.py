@@ -16,12 +16,14 @@ SETUP = "training.engine.run_setup"
 
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of programs with a compiler alone, on a machine with Python's header."""
-    monkeypatch.delenv("CC", raising=False)
+    """A folder of programs with compilers alone, on a machine with Python's header."""
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(f"{SETUP}.sysconfig.get_path", lambda _: str(tmp_path))
-    (tmp_path / "gcc").touch(mode=0o755)
+    for name in ("gcc", "g++"):
+        (tmp_path / name).touch(mode=0o755)
     return tmp_path / "gcc"
 
 
@@ -45,6 +47,13 @@ def test_without_what_it_needs_a_gpu_goes_on_and_says_so(
     assert line.count("\n") == 1
     with pytest.raises(UsageError, match=f"--compile True needs .*{what}"):
         is_compiled(True, GPU)
+
+
+def test_a_cpu_needs_a_compiler_of_another_language(compiler: Path) -> None:
+    compiler.with_name("g++").unlink()
+    assert is_compiled(None, GPU)
+    with pytest.raises(UsageError, match=r"--compile True needs a C\+\+ compiler"):
+        is_compiled(True, CPU)
 
 
 @pytest.mark.parametrize(("gpus", "name", "said"), [

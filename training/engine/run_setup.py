@@ -24,11 +24,11 @@ def is_compiled(wanted: bool | None, device: torch.device) -> bool:
     """Whether a student goes through torch.compile; by default on a GPU, if that can be.
 
     Raises:
-        UsageError: it is wanted on a GPU, and what builds its kernels is not here.
+        UsageError: it is wanted, and what builds its kernels is not here.
     """
     if wanted is False or (wanted is None and device.type != "cuda"):
         return False
-    missing = _missing_to_compile() if device.type == "cuda" else ""
+    missing = _missing_to_compile(device)
     if missing and wanted:
         raise UsageError(f"--compile True needs {missing}; install it, or leave the option out")
     if missing and speaks():
@@ -36,10 +36,14 @@ def is_compiled(wanted: bool | None, device: torch.device) -> bool:
     return not missing
 
 
-def _missing_to_compile() -> str:
-    """What Triton builds its launchers with and is not here; empty if all is."""
-    if not os.environ.get("CC") and not (shutil.which("gcc") or shutil.which("clang")):
-        return "a C compiler (gcc or clang)"
+def _missing_to_compile(device: torch.device) -> str:
+    """What builds a GPU's launchers or a CPU's kernels and is not here; empty if all is."""
+    if device.type == "cuda":
+        variable, names, kind = "CC", ["gcc", "clang"], "a C compiler (gcc or clang)"
+    else:
+        variable, names, kind = "CXX", ["g++"], "a C++ compiler (g++)"
+    if not os.environ.get(variable) and not any(map(shutil.which, names)):
+        return kind
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return "Python's C header (Python.h; python3-dev)"
     return ""
