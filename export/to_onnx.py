@@ -1,6 +1,7 @@
 """A fused student as an ONNX file that can be used without anything beside it."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,18 @@ def _trace(model: FusedStudent, side: int) -> onnx.ModelProto:
         name, example = INPUT, torch.zeros(2, side, side, 3, dtype=torch.uint8)
     else:
         name, example = NORMALISED_INPUT, torch.zeros(2, 3, side, side)
-    program = torch.onnx.export(
-        model,
-        (example,),
-        input_names=[name],
-        output_names=_output_names(model),
-        dynamic_shapes={"images": {0: "batch"}},
-        opset_version=ATTENTION_OPSET if model.attention == "operator" else OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch 2.11's, of its own code
+        program = torch.onnx.export(
+            model,
+            (example,),
+            input_names=[name],
+            output_names=_output_names(model),
+            dynamic_shapes={"images": {0: "batch"}},
+            opset_version=ATTENTION_OPSET if model.attention == "operator" else OPSET,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     graph = program.model_proto  # a new copy each time it is asked for
     _strip_traces(graph)
