@@ -111,23 +111,29 @@ class Models:
 
     def refresh(self) -> list[Model]:
         """Take over bundles that were written again; returns the new models."""
-        replaced = []
+        replaced: list[Model] = []
+        # New bundles that another folder has in use, until that one is replaced too: two folders
+        # may have changed places, as where the latest version is taken back.
+        waiting: dict[int, Model] = {}
         for number, model in enumerate(self._models):
             try:
                 if _stamp(model.path) == model.stamp:
                     continue
-                new = self._warm(model.path)
-                candidates = (*self._models[:number], new, *self._models[number + 1 :])
-                self._refuse_twins(candidates)
+                waiting[number] = self._warm(model.path)
             except (DeitLTError, OSError) as error:
                 logger.error("%s stays in use: %s", model.version, error)
                 continue
             except Exception:  # of a runtime, in the warm-up; the next version may be sound
                 logger.exception("%s stays in use: the new one does not run", model.version)
                 continue
-            self._models = candidates  # one assignment: readers see the old tuple or the new
-            replaced.append(new)
-            logger.info("%s: version %s replaces %s", new.name, new.version, model.version)
+            for new in (waiting, {number: waiting[number]}):
+                if self._take_over(new):
+                    replaced += new.values()
+                    waiting = {n: each for n, each in waiting.items() if n not in new}
+                    break
+        for number, new_model in waiting.items():
+            text = "%s stays in use: another folder has the bundle that %s holds now"
+            logger.error(text, self._models[number].version, new_model.path)
         return replaced
 
     def watch(self, interval_s: float) -> None:
@@ -146,6 +152,19 @@ class Models:
     def _watch(self, interval_s: float) -> None:
         while not self._stop.wait(interval_s):
             self.refresh()
+
+    def _take_over(self, new: dict[int, Model]) -> bool:
+        """Put these models in their places, unless two folders would hold the same bundle then."""
+        candidates = tuple(new.get(number, old) for number, old in enumerate(self._models))
+        try:
+            self._refuse_twins(candidates)
+        except UsageError:
+            return False
+        for number, model in new.items():
+            old = self._models[number].version
+            logger.info("%s: version %s replaces %s", model.name, model.version, old)
+        self._models = candidates  # one assignment: readers see the old tuple or the new
+        return True
 
     def _warm(self, path: Path) -> Model:
         stamp = _stamp(path)  # before it is read: a change in between is seen the next time

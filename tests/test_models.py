@@ -99,6 +99,28 @@ def test_a_damaged_new_bundle_leaves_the_old_one(
     assert [model.name for model in models.refresh()] == ["c"]
 
 
+def test_folders_may_change_places(
+    tmp_path: Path, make_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    bundles = {name: make_bundle(tmp_path / name, name=name) for name in "abc"}
+    current, previous, other = (tmp_path / name for name in ("current", "previous", "other"))
+
+    def point(folder: Path, name: str) -> None:
+        folder.unlink(missing_ok=True)
+        folder.symlink_to(bundles[name])
+
+    for folder, name in ((current, "b"), (previous, "a"), (other, "c")):
+        point(folder, name)
+    models = Models([current, previous, other], load_cpu)
+    point(current, "a")  # taken back, but previous still has it
+    assert models.refresh() == []
+    assert "b" in [model.name for model in models.all()]
+    assert "another folder has the bundle" in caplog.text
+    point(previous, "b")
+    assert [model.name for model in models.refresh()] == ["a", "b"]
+    assert [model.name for model in models.all()] == ["a", "b", "c"]
+
+
 def test_no_request_is_dropped_while_versions_change(
     tmp_path: Path, make_bundle: Callable[..., Path]
 ) -> None:
