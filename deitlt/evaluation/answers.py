@@ -149,8 +149,9 @@ class _Growing:
         self._class_bins = ClassBins(num_classes)
 
     def add(self, row: int, label: int, logits: list[float]) -> None:
-        probabilities = softmax(np.array(logits, dtype=np.float64))
-        self._predicted[row] = np.argmax(logits)
+        scores = np.array(logits, dtype=np.float64)  # once: a list is slow to go through
+        probabilities = softmax(scores)
+        self._predicted[row] = scores.argmax()
         self._confidence[row] = probabilities.max()
         self._class_bins.add(label, probabilities)
 
