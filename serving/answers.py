@@ -5,7 +5,9 @@ the body is `{"error": "<code>: <message>"}`: the Open Inference Protocol asks f
 tritonclient's exception cannot be printed with an object.
 """
 
+import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -42,6 +44,9 @@ STATUS: dict[type[Exception], int] = {
     DeadlineExceeded: 504,
 }
 RETRY_AFTER_S = 1
+# Of all images, heads and logits of an answer: each takes hundreds of bytes until it is sent. It is
+# what 20 images have of 8142 classes with everything that can be asked for.
+MAX_SCORES = 1_000_000
 
 
 def result(outcome: Prediction | BaseException, model: Model, request_id: str) -> dict[str, Any]:
@@ -59,6 +64,37 @@ def result(outcome: Prediction | BaseException, model: Model, request_id: str) -
     if isinstance(outcome, ImageError):
         return error_body(outcome.code, str(outcome), request_id)
     raise outcome
+
+
+def refuse_vast(num_scores: int) -> None:
+    """Hold an answer to `MAX_SCORES`, before there is any work on it.
+
+    Raises:
+        UsageError: it would list more.
+    """
+    if num_scores > MAX_SCORES:
+        raise UsageError(
+            f"the answer would list {num_scores} scores, more than {MAX_SCORES}; send fewer images "
+            "at once, or ask for fewer classes or without logits"
+        )
+
+
+async def results_body(
+    outcomes: Sequence[Prediction | BaseException], model: Model, request_id: str
+) -> bytes:
+    """The answer of one image, or `{"results": [...]}` of several, as JSON.
+
+    Of many classes an answer takes long to write; between two images other requests have a turn.
+
+    Raises:
+        BaseException: as `result` does.
+    """
+    bodies: list[bytes] = []
+    for outcome in outcomes:
+        if bodies:
+            await asyncio.sleep(0)
+        bodies.append(bytes(JSONResponse(result(outcome, model, request_id)).body))
+    return bodies[0] if len(bodies) == 1 else b'{"results":[' + b",".join(bodies) + b"]}"
 
 
 def _short(rows: list[list[float]]) -> list[list[float]]:

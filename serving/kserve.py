@@ -30,6 +30,7 @@ from deitlt.classifier import Classifier
 from deitlt.engine import Task
 from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import Pixels
+from serving.answers import refuse_vast
 from serving.backend import backend_of
 from serving.bodies import Take, inflated, limited, parse_json
 from serving.models import Model
@@ -162,7 +163,8 @@ async def infer(request: Request) -> Response:
             raise outcome
     for outcome, timing in zip(outcomes, timings, strict=True):  # which the client really gets
         backend.metrics.count_prediction(model.name, outcome, timing)
-    return _answer(request_id, model, outcomes, outputs)
+    # Of many classes it takes long, and other requests have their turn.
+    return await asyncio.to_thread(_answer, request_id, model, outcomes, outputs)
 
 
 def _find(request: Request) -> tuple[Model, Contract]:
@@ -186,7 +188,11 @@ async def _read(
     """Id, outputs and images of a request; of its JSON nothing else is kept."""
     fields, binary = await _read_body(request, backend_of(request).settings.max_bytes, take)
     request_id: str = _get(fields, "id", "", request.state.request_id)
-    return request_id, _read_outputs(fields, contract), _read_images(fields, binary, contract)
+    outputs, images = _read_outputs(fields, contract), _read_images(fields, binary, contract)
+    most = contract.outputs[0].shape[0]
+    listed = sum(min(best or most, most) for _, is_binary, best in outputs if best or not is_binary)
+    refuse_vast(len(images) * listed)
+    return request_id, outputs, images
 
 
 async def _read_body(request: Request, max_bytes: int, take: Take) -> tuple[Any, memoryview]:

@@ -24,7 +24,8 @@ and the time it took in `X-Total-Time-Ms`.
 
 Other paths answer 404 `not_found`, other methods 405 `method_not_allowed`. Where the service has \
 an API key, 401 comes first. What is not HTTP is 400, headers of more \
-than 64 KiB are 431, and such as take over 30 s to come 408.
+than 64 KiB are 431, and such as take over 30 s to come 408. An answer that would list more than a \
+million scores, of all images and heads together, is refused with 400.
 
 Under `/v2` is the Open Inference Protocol (KServe v2); its errors are a text, `<code>: <message>`.
 """

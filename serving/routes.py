@@ -18,10 +18,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deitlt import __version__
+from deitlt.bundle import OUTPUTS, Bundle
 from deitlt.classifier import Classifier
 from deitlt.errors import DeadlineExceeded, ImageError, UsageError
 from deitlt.prediction import Options, Prediction, Timing
-from serving.answers import error_response, result
+from serving.answers import error_response, refuse_vast, results_body
 from serving.backend import Backend, backend_of
 from serving.bodies import Take
 from serving.models import Model
@@ -143,6 +144,7 @@ async def answer(
             # Giving up cancels the futures, so images that still wait are never begun.
             async with asyncio.timeout(settings.timeout_s):
                 images, options = await read(take)
+                refuse_vast(len(images) * num_scores(options, classifier.bundle))
                 timings = [Timing() for _ in images]
                 good = {i: image for i, image in enumerate(images) if isinstance(image, bytes)}
                 futures = backend.engine.submit_all(
@@ -157,7 +159,7 @@ async def answer(
             text = f"there was no answer within {settings.timeout_s:g} s"
             raise DeadlineExceeded(text) from error
     outcomes = [answers.get(i, image) for i, image in enumerate(images)]
-    results = [result(outcome, model, request.state.request_id) for outcome in outcomes]
+    body = await results_body(outcomes, model, request.state.request_id)
     _count(backend, model, outcomes, timings)
     headers = {
         "X-Model": f"{model.name}/{model.version}",
@@ -165,11 +167,16 @@ async def answer(
         "X-Decode-Time-Ms": _ms(timing.decode_s for timing in timings),
         "X-Inference-Time-Ms": _ms(timing.infer_s for timing in timings),
     }
-    if len(results) > 1:
-        return JSONResponse({"results": results}, headers=headers)
-    if isinstance(outcomes[0], ImageError):
+    if len(outcomes) == 1 and isinstance(outcomes[0], ImageError):
         raise outcomes[0]
-    return JSONResponse(results[0], headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
+
+
+def num_scores(options: Options, bundle: Bundle) -> int:
+    """How many scores the answer for an image lists, at most."""
+    num_classes = len(bundle.classes)
+    of_heads = min(options.top_k, num_classes) * (3 if options.experts else 1)
+    return of_heads + (len(OUTPUTS) * num_classes if options.logits else 0)
 
 
 async def finished(futures: list[Future[Any]], request: Request) -> list[Any]:

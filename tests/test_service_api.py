@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from deitlt.classifier import Classifier
-from deitlt.errors import UsageError
+from deitlt.errors import DecodeFailed, UsageError
+from serving import answers
 from serving.backend import Backend
 from serving.frontend import Frontend
 from serving.service import LongTailClassifier
@@ -116,6 +117,50 @@ def test_logits_are_those_of_the_graph(client: TestClient, classifier: Classifie
     assert set(answer["logits"]) == set(wanted)
     for name, logits in wanted.items():
         assert np.array_equal(np.array(answer["logits"][name], np.float32), logits[0])
+
+
+@pytest.mark.parametrize("route", ["/v1/classify", "/v2/models/digits/infer"])
+def test_an_answer_lists_no_more_than_fits(
+    route: str, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "MAX_SCORES", 60)  # of ten classes and three heads
+
+    def ask(number: int, **fields: Any) -> Any:
+        images = [text(picture())] * number
+        if route == CLASSIFY:
+            return client.post(route, params=fields, json={"images": images})
+        tensor = {"name": "encoded", "datatype": "BYTES", "shape": [number], "data": images}
+        return client.post(route, json={"inputs": [tensor], "parameters": fields})
+
+    whole: dict[str, Any] = {"experts": "true", "top_k": 99, "logits": "true"}
+    more: dict[str, Any] = {"experts": "true"}
+    most = 1
+    if route != CLASSIFY:  # logits of all heads, as texts or as bytes
+        whole, most, more = {}, 2, {"binary_data_output": True}
+    assert ask(most, **whole).status_code == 200
+    refused = ask(most + 1, **whole)
+    assert refused.status_code == 400
+    assert "more than 60; send fewer images" in refused.text
+    assert ask(4, **more).status_code == 200
+
+
+def test_others_have_a_turn_while_a_long_answer_is_written() -> None:
+    turns: list[int] = []
+
+    async def write() -> bytes:
+        async def other() -> None:
+            for turn in range(9):
+                turns.append(turn)
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        model: Any = None  # of errors nothing is asked of it
+        body = await answers.results_body([DecodeFailed("no")] * 4, model, "id")
+        task.cancel()
+        return body
+
+    assert len(json.loads(asyncio.run(write()))["results"]) == 4
+    assert len(turns) == 3
 
 
 def test_answers_say_who_answered_and_where_the_time_went(client: TestClient) -> None:
