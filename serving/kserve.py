@@ -162,7 +162,7 @@ async def infer(request: Request) -> Response:
         if isinstance(outcome, BaseException):
             raise outcome
     for outcome, timing in zip(outcomes, timings, strict=True):  # which the client really gets
-        backend.metrics.count_prediction(model.name, outcome, timing)
+        backend.metrics.count_prediction(model, outcome, timing)
     # Of many classes it takes long, and other requests have their turn.
     return await asyncio.to_thread(_answer, request_id, model, outcomes, outputs)
 

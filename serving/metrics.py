@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from deitlt.engine import Engine
 from deitlt.prediction import Prediction, Timing
-from serving.models import Models
+from serving.models import Model, Models
 
 # BentoML asks for values that several processes share through files, which cost a sixth of the
 # event loop's work. These are of one process.
@@ -59,7 +59,7 @@ class Metrics:
         self._batch = Histogram(
             "deitlt_batch_size", "Images in a call of the model.", buckets=SIZES, registry=registry
         )
-        labels = ["model", "group"]
+        labels = ["model", "version", "group"]
         self._predictions = Counter(
             "deitlt_predictions", "Answers, by how rare the class is.", labels, registry=registry
         )
@@ -100,7 +100,7 @@ class Metrics:
         """Count a call of the model on this machine, with this many images."""
         self._batch.observe(number)
 
-    def count_prediction(self, model: str, prediction: Prediction, timing: Timing) -> None:
+    def count_prediction(self, model: Model, prediction: Prediction, timing: Timing) -> None:
         """Count an image's answer."""
         for stage, seconds in (
             ("queue_wait", timing.wait_s),
@@ -108,9 +108,10 @@ class Metrics:
             ("inference", timing.infer_s),
         ):
             self._stages[stage].observe(seconds)
-        self._predictions.labels(model, prediction.group).inc()
+        labels = (model.name, model.version, prediction.group)
+        self._predictions.labels(*labels).inc()
         if prediction.experts_agree is False:
-            self._disagreements.labels(model, prediction.group).inc()
+            self._disagreements.labels(*labels).inc()
 
 
 class _Served(Collector):

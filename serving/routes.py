@@ -275,7 +275,7 @@ def _count(
     backend.metrics.count_images(len(outcomes))
     for outcome, timing in zip(outcomes, timings, strict=True):
         if isinstance(outcome, Prediction):
-            backend.metrics.count_prediction(model.name, outcome, timing)
+            backend.metrics.count_prediction(model, outcome, timing)
         elif isinstance(outcome, ImageError) and len(outcomes) > 1:
             backend.metrics.count_refusal(outcome.code)  # of a single one the answer is counted
 

@@ -209,8 +209,9 @@ def test_counters_count() -> None:
     assert predictions == 7
     unlike = [a for a in [*answers, answers[0]] if not a["experts_agree"]]
     assert unlike, "pictures on which the experts differ make this test worth its name"
+    version = answers[0]["model"]["version"]
     for group in ("head", "mid", "tail"):
-        labels = (("group", group), ("model", "digits"))
+        labels = (("group", group), ("model", "digits"), ("version", version))
         wanted = sum(a["group"] == group for a in unlike)
         assert seen.get(("deitlt_expert_disagreements_total", labels), 0) == wanted
     assert not any("scan" in str(labels) for _, labels in seen)
