@@ -86,6 +86,16 @@ def test_the_pod_has_time_to_finish() -> None:
     assert spare_s >= 5
 
 
+def test_the_pod_has_memory_for_the_largest_images() -> None:
+    values = {entry["name"]: entry.get("value", "") for entry in CONTAINER["env"]}
+    settings = Settings.from_environ(values)
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    (bytes_a_pixel,) = map(int, re.findall(r"up to (\d+) bytes a pixel", readme))
+    images = settings.num_workers * settings.max_pixels * bytes_a_pixel
+    limit = int(CONTAINER["resources"]["limits"]["memory"].removesuffix("Mi")) << 20
+    assert limit >= images + settings.max_held_bytes + (400 << 20)  # Python, BentoML and the model
+
+
 def test_variables_are_settings_with_good_values() -> None:
     pod = {entry["name"]: entry.get("value", "") for entry in CONTAINER["env"]}
     compose = filled(COMPOSE["services"]["service"]["environment"])

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -222,6 +223,37 @@ def test_a_path_that_cannot_be_read(name: str, tmp_path: Path) -> None:
         decode(tmp_path / name)
     assert caught.value.code == "open_failed"
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux says the peak")
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [("WEBP", "RGBA", {"method": 0}), ("JPEG", "CMYK", {"progressive": True})],
+    ids=["webp", "progressive-jpeg"],
+)
+def test_a_pixel_takes_as_many_bytes_as_the_readme_says(
+    kind: str, mode: str, options: dict[str, object], tmp_path: Path, encode: Encode, pixels: Pixels
+) -> None:
+    side = 2000
+    (tmp_path / "picture").write_bytes(encode(pixels(side, side, mode=mode), kind, **options))
+    script = """
+import re, sys
+from pathlib import Path
+from deitlt.preprocess import PreprocessSpec, load_pixels
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+Path("/proc/self/clear_refs").write_text("5")
+before = peak()
+load_pixels(Path(sys.argv[1]).read_bytes(), PreprocessSpec(32))
+print(peak() - before)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "picture")]
+    taken = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    figures = re.search(r"up to (\d+) bytes a pixel \(WebP; progressive JPEG (\d+),", readme)
+    assert figures is not None
+    most = int(figures[1 if kind == "WEBP" else 2])
+    assert most / 2 < taken / side**2 < most + 1
 
 
 def test_strips_and_bombs_take_bounded_memory(tmp_path: Path, encode: Encode) -> None:
