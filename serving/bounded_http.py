@@ -21,6 +21,9 @@ from serving.frontend import FrontendFirst
 MAX_HEAD_BYTES = 65_536
 # Half of nginx's. The time for a body is that of the routes, DEITLT_TIMEOUT_S.
 MAX_HEAD_S = 30.0
+# As long as nginx keeps a quiet connection. Gateways keep theirs to us for 60 s; from one that we
+# close before, a POST that is just on its way comes back as 502.
+KEEP_ALIVE_S = 75
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -30,10 +33,12 @@ class BoundedHttp(HttpToolsProtocol):
     """
 
     max_head_s = MAX_HEAD_S
+    keep_alive_s = KEEP_ALIVE_S
 
     def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.app: Any = _frontend_first(self.app, config)
+        self.timeout_keep_alive = max(self.timeout_keep_alive, self.keep_alive_s)
         self._num_head_bytes = 0  # since there last was some body, or the end of a request
         self._in_head = False
         self._head_timer: asyncio.TimerHandle | None = None

@@ -113,6 +113,19 @@ def test_a_slow_body_and_a_quiet_connection_have_their_own_times() -> None:
             time.sleep(0.5)
 
 
+def test_gateways_close_a_quiet_connection_before_we_do() -> None:
+    request = b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+    app = Starlette(routes=[Route("/", drip, methods=["POST"])])
+    # uvicorn's own 5 s are less than the 60 s of nginx and of cloud balancers.
+    with serve_app(app, http=BoundedHttp, timeout_keep_alive=1) as url, connect(url) as client:
+        client.sendall(request)
+        assert b"0 bytes" in client.recv(4096)
+        assert not select.select([client], [], [], 1.5)[0], "it was closed"
+        client.sendall(request)
+        assert b"0 bytes" in client.recv(4096)
+    assert BoundedHttp.keep_alive_s > 60
+
+
 def connect(url: str) -> socket.socket:
     address = urlsplit(url)
     assert address.hostname
