@@ -8,7 +8,6 @@ Callers may bring another classifier than the engine's own: several models then 
 one set of threads, and a model can be replaced while images of the old one are in work.
 """
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from deitlt.classifier import Classifier
+from deitlt.cores import usable_cores
 from deitlt.errors import DeadlineExceeded, EngineClosed, Overloaded, UsageError
 from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import ImageLike
@@ -341,10 +341,3 @@ def _alike(one: Task[Any] | None, other: Task[Any] | None) -> bool:
         and isinstance(other, Classify)
         and one.classifier is other.classifier
     )
-
-
-def usable_cores() -> int:
-    """Cores this process may use (an affinity mask counts, a container's CPU quota does not)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deitlt import __version__
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.gpu import cuda_driver
 
 # The most of a processor's time that may go to other machines before times mean little.

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from deitlt.batching import BatchingRuntime, core_batch_size
 from deitlt.bundle import EXPLAIN, Bundle, open_bundle
 from deitlt.classifier import Classifier
-from deitlt.engine import Engine, usable_cores
+from deitlt.cores import usable_cores
+from deitlt.engine import Engine
 from deitlt.errors import UsageError
 from deitlt.runtimes import Runtime, default_variant, open_runtime
 from deitlt.triton_runtime import TritonRuntime

@@ -56,8 +56,8 @@ class Settings:
 
     num_workers: int
     """`DEITLT_WORKERS`: threads that decode and call the model, each a few images at a time; 0
-    (default): the usable cores, on a GPU two batches more. As many images are decoded at once, by
-    default as there are usable cores."""
+    (default): the usable cores (a container's CPU limit counts), on a GPU two batches more. As many
+    images are decoded at once, by default as there are usable cores."""
 
     max_batch: int
     """`DEITLT_MAX_BATCH`: most images in one call of the model; 0 (default): 32 on a GPU, and on a

@@ -11,7 +11,7 @@ from PIL import Image
 
 from deitlt.batching import BatchingRuntime, core_batch_size
 from deitlt.classifier import Classifier
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.errors import DeviceLost
 from deitlt.prediction import Options
 from deitlt.preprocess import Pixels

@@ -5,13 +5,15 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
 import pytest
 
 from deitlt.classifier import Classifier
-from deitlt.engine import Engine, usable_cores
+from deitlt.cores import usable_cores
+from deitlt.engine import Engine
 from deitlt.errors import (
     DeadlineExceeded,
     DecodeFailed,
@@ -283,6 +285,20 @@ def test_impossible_sizes_are_refused(workers: int, queue: int, batch: int, gate
 def test_as_many_workers_as_cores(gated: Gated) -> None:
     with Engine(gated) as engine:
         assert engine.num_workers == usable_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "wanted"),
+    [("max 100000", 8), ("150000 100000", 2), ("20000 100000", 1), ("1600000 100000", 8), ("", 8)],
+)
+def test_a_containers_limit_counts(
+    limit: str, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("deitlt.cores.CPU_LIMIT", tmp_path / "cpu.max")
+    assert usable_cores() == 8
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert usable_cores() == wanted
 
 
 @pytest.mark.parametrize("max_batch", [1, 5])

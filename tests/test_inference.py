@@ -13,7 +13,7 @@ import pytest
 from deitlt.batch.inference import Plan, choose_plan, find_batch_size
 from deitlt.batch.pipeline import predict_iter
 from deitlt.classifier import Classifier
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.prediction import Options, Prediction
 from deitlt.preprocess import Pixels

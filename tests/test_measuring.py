@@ -1,13 +1,13 @@
 """What benchmarks say of their run."""
 
 import ctypes
-import os
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from deitlt.cores import usable_cores
 from deitlt.measuring import (
     Gpu,
     Steal,
@@ -33,7 +33,7 @@ def test_steal_is_the_eighth_figure_of_the_kernel(monkeypatch: pytest.MonkeyPatc
 
 
 def test_hardware_and_versions_are_this_machine_s() -> None:
-    assert hardware()["cores"] == len(os.sched_getaffinity(0))
+    assert hardware()["cores"] == usable_cores()
     gpu = SimpleNamespace(name="H9", total_memory=3 << 30)
     about = {"time": "now", "command": "python", "hardware": hardware(gpu)}
     found = versions(["numpy", "no-such-package"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deitlt.bundle import Bundle
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.measuring import Gpu
 from serving.backend import default_workers, load_model, max_batch
 from serving.benchmark import __main__ as benchmark

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.errors import UsageError
 from deitlt.files import write_json
 from deitlt.labelled import LabelledImages, inspect_labelled

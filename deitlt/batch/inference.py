@@ -16,7 +16,7 @@ import numpy as np
 
 from deitlt.batching import core_batch_size
 from deitlt.classifier import Classifier
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.errors import ImageError, RuntimeUnavailable, UsageError
 from deitlt.prediction import Options, Prediction
 from deitlt.preprocess import Pixels

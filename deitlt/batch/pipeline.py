@@ -19,7 +19,7 @@ from deitlt.batch.decode_worker import Readable
 from deitlt.batch.decoding import DecodePool, Errors
 from deitlt.batch.inference import Inference, Plan, choose_plan
 from deitlt.classifier import Classifier
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.errors import ImageError, UsageError
 from deitlt.prediction import Options, Prediction
 from deitlt.preprocess import Pixels

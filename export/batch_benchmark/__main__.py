@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.errors import UsageError
 from deitlt.files import write_json
 from deitlt.labelled import image_files

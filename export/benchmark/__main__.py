@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.files import write_json
 from deitlt.measuring import Steal, describe, format_steal, hardware, versions

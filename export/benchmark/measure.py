@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 
 # Calls of a turn, whatever the time that is left in it.
 MAX_CALLS = 200

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deitlt.bundle import default_bundle, open_bundle
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.files import write_json
 from deitlt.gpu import count_gpus

@@ -17,7 +17,7 @@ import numpy as np
 
 from deitlt.batching import BatchingRuntime
 from deitlt.classifier import Classifier, load
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.prediction import Options, Timing
 from serving.backend import default_workers, images_of_a_worker, max_batch, on_gpu
 from serving.benchmark.client import Call, Calls

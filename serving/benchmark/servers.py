@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.errors import RuntimeUnavailable
 from deitlt.runtimes import Device
 from serving.benchmark.peers.triton_server import (

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.errors import UsageError
 from deitlt.files import write_json
 from deitlt.measuring import describe, hardware, versions

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.errors import DeitLTError
 from deitlt.labelled import LabelledImages
 from deitlt.longtail import IntArray

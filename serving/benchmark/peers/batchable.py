@@ -10,7 +10,7 @@ from typing import Any
 import bentoml
 from PIL import Image
 
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.prediction import Prediction
 from serving.benchmark.peers.bundle import open_classifier
 

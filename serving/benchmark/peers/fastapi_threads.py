@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from serving.benchmark.peers.bundle import open_classifier
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import litserve
 from fastapi import Request
 
-from deitlt.engine import usable_cores
+from deitlt.cores import usable_cores
 from deitlt.prediction import Prediction
 from serving.benchmark.peers.bundle import open_classifier
 
