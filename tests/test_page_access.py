@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from tests.browser_support import Tab, serve_app
 from tests.page_support import World, write_average
@@ -130,3 +131,26 @@ def test_a_chosen_model_is_followed_to_its_next_version(
         assert f"second {second.version}" in opened.text("#model")
         asked = [(query["model"], query["version"]) for query in world.queries]
         assert asked[-2:] == [("second", second.version)] * 2
+
+
+def test_a_proxy_may_put_the_pages_under_a_path(opened: Tab, pictures: list[Path]) -> None:
+    world = World()
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            inside = scope["path"].startswith("/birds/")
+            path = scope["path"].removeprefix("/birds") if inside else "/another/service"
+            scope = {**scope, "path": path}
+        await world(scope, receive, send)
+
+    with closing(world.backend), serve_app(proxy) as url:
+        opened.open(f"{url}/birds/")
+        opened.pick("#files", pictures)
+        opened.until(f"{SETTLED} === 2")
+        assert opened.text("#status") == "2 answered"
+        opened.js("document.querySelectorAll('nav a')[1].click()")
+        opened.until("document.querySelector('.operation')")
+        opened.js("document.querySelectorAll('nav a')[0].click()")
+        opened.until("document.querySelector('#model dd')")
+        assert opened.js("location.pathname") == "/birds/"
+        assert opened.complaints == []

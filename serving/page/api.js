@@ -37,12 +37,12 @@ export class Failure extends Error {
 /** What the service says of one picture; `blend` where there are experts, `how` as `submit` has. */
 export function classify(file, { blend, ...how }) {
   const both = blend === undefined ? {} : { experts: "true", blend };
-  return submit("/v1/classify", file, { ...both, top_k: TOP_K }, how);
+  return submit("v1/classify", file, { ...both, top_k: TOP_K }, how);
 }
 
 /** The same with where both experts looked, of a model that explains. */
 export function explain(file, how) {
-  return submit("/v1/explain", file, {}, how);
+  return submit("v1/explain", file, {}, how);
 }
 
 /**
@@ -79,7 +79,7 @@ async function submit(path, file, options, { model, signal, onWait }) {
 
 /** The models that are served. */
 export async function fetchModels() {
-  return (await ask("/v1/models", { headers: { Accept: "application/json" } })).models;
+  return (await ask("v1/models", { headers: { Accept: "application/json" } })).models;
 }
 
 async function ask(path, options) {

@@ -213,7 +213,7 @@ function indented(text) {
 }
 
 async function show() {
-  const response = await fetch("/openapi.json", { headers: { Accept: "application/json" } });
+  const response = await fetch("openapi.json", { headers: { Accept: "application/json" } });
   if (!response.ok) throw new Error(`/openapi.json answered with status ${response.status}`);
   spec = await response.json();
   const { title, version, description, summary } = spec.info;
