@@ -138,7 +138,8 @@ class Frontend:
         """Whether a request has the API key, or needs none."""
         if not self._key or scope["method"] == "OPTIONS" or _OPEN.fullmatch(scope["path"]):
             return True
-        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = headers.get("x-api-key") or (token if scheme.lower() == "bearer" else "")
         return hmac.compare_digest(given.encode(), self._key)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
@@ -176,11 +177,12 @@ class Frontend:
 
 async def get_index(request: Request) -> Response:
     """What this is and which routes there are, for programs."""
-    model = backend_of(request).models.default
-    about = {"name": model.name, "version": model.version}
-    return JSONResponse(
-        {"service": "deitlt", "version": __version__, "model": about, "routes": _summary()}
-    )
+    backend = backend_of(request)
+    index = {"service": "deitlt", "version": __version__, "routes": _summary()}
+    if not backend.settings.api_key:  # this is open to all
+        model = backend.models.default
+        index["model"] = {"name": model.name, "version": model.version}
+    return JSONResponse(index)
 
 
 def _summary() -> dict[str, str]:

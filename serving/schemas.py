@@ -132,7 +132,7 @@ SCHEMAS: dict[str, Any] = {
     ),
     "Models": record("models", models=array(ref("Model"), minItems=1)),
     "Index": record(
-        "service version model routes", model=ref("Served"),
+        "service version routes", optional={"model": ref("Served")},
         routes={"type": "object", "additionalProperties": STRING},
     ),
     "OneImage": record("image", image=BASE64),

@@ -226,14 +226,22 @@ def test_a_key_is_asked_for() -> None:
         for name, value in (
             ("X-API-Key", "sesam"),
             ("Authorization", "Bearer"),
+            ("Authorization", "Basic sesame"),
+            ("Authorization", "sesame"),
             ("X-API-Key", "é"),
         ):
             response = client.get("/v1/models", headers=[(name.encode(), value.encode())])
             error_of(response, 401, "unauthorized")
-        for given in ({"X-API-Key": "sesame"}, {"Authorization": "Bearer sesame"}):
+        for name, value in (
+            ("X-API-Key", "sesame"),
+            ("Authorization", "Bearer sesame"),
+            ("Authorization", "bearer sesame"),  # names of schemes are in either case (RFC 9110)
+        ):
+            given = {name: value}
             assert client.post(CLASSIFY, content=picture(), headers=given).status_code == 200
         for path in ("/", "/docs", "/openapi.json"):
             assert client.get(path, headers={"Accept": "text/html"}).status_code == 200
+            assert "digits" not in client.get(path).text, "it tells of the model"
 
 
 def test_other_origins_only_if_named(client: TestClient) -> None:
