@@ -26,14 +26,20 @@ MAX_HEAD_S = 30.0
 KEEP_ALIVE_S = 75
 
 
+# As nginx: for so long a client may take nothing of its answer, which is in memory meanwhile.
+MAX_UNREAD_S = 60.0
+
+
 class BoundedHttp(HttpToolsProtocol):
     """A connection that ends with 431 where a request line, headers or trailers go on for ever.
 
-    And with 408 where they do not end in time; a new one on which nothing comes is closed.
+    And with 408 where they do not end in time; a new one on which nothing comes is closed, and so
+    is one whose client takes nothing of its answer.
     """
 
     max_head_s = MAX_HEAD_S
     keep_alive_s = KEEP_ALIVE_S
+    max_unread_s = MAX_UNREAD_S
 
     def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -42,6 +48,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._num_head_bytes = 0  # since there last was some body, or the end of a request
         self._in_head = False
         self._head_timer: asyncio.TimerHandle | None = None
+        self._reader_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Wait for a first request."""
@@ -51,7 +58,18 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
         self._stop_timer()
+        self._stop_watching()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Hold back what is to be sent, as the client does not take it as fast."""
+        super().pause_writing()
+        self._watch_reader(0)
+
+    def resume_writing(self) -> None:
+        """Send on, as the client has taken most of it."""
+        self._stop_watching()
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         """Take the beginning of a request."""
@@ -103,6 +121,19 @@ class BoundedHttp(HttpToolsProtocol):
             self._refuse("408 Request Timeout", text)
         else:  # a client that keeps one in reserve would take a 408 for its next answer
             self.transport.close()
+
+    def _watch_reader(self, unread_before: int) -> None:
+        """Look now and then whether some of the answer was taken; with none of it, give up."""
+        unread = self.transport.get_write_buffer_size()
+        if unread == unread_before:
+            self.transport.abort()
+        else:
+            self._reader_timer = self.loop.call_later(self.max_unread_s, self._watch_reader, unread)
+
+    def _stop_watching(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
 
     def _refuse(self, status: str, text: str) -> None:
         body = json.dumps(error_body("bad_request", text, uuid.uuid4().hex)).encode()

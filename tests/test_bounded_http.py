@@ -3,6 +3,7 @@
 import select
 import socket
 import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import httpx
@@ -71,6 +72,7 @@ def test_other_apps_are_left_alone() -> None:
 
 class Hasty(BoundedHttp):
     max_head_s = 0.3
+    max_unread_s = 0.3
 
 
 async def drip(request: Request) -> PlainTextResponse:
@@ -111,6 +113,26 @@ def test_a_slow_body_and_a_quiet_connection_have_their_own_times() -> None:
                 answer += (piece := client.recv(4096))
                 assert piece, answer
             time.sleep(0.5)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_an_answer_that_nobody_takes_is_given_up(reads: bool) -> None:
+    size = 16 << 20  # more than sockets hold by themselves
+
+    async def long(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("a" * size)
+
+    app = Starlette(routes=[Route("/", long)])
+    with serve_app(app, http=Hasty) as url, connect(url) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        taken = 0
+        with suppress(ConnectionResetError):
+            if not reads:
+                time.sleep(1.5)
+            while piece := client.recv(1 << 20):
+                taken += len(piece)
+                time.sleep(0.05)  # slowly, but all of it
+        assert (taken > size) == reads
 
 
 def test_gateways_close_a_quiet_connection_before_we_do() -> None:
