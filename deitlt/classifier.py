@@ -14,7 +14,7 @@ from PIL import Image
 
 from deitlt.bundle import FEATURES, FLOAT32, ROLLOUTS, Bundle, default_bundle, open_bundle
 from deitlt.errors import DeitLTError, ImageError, NotFinite, UsageError
-from deitlt.metrics import softmax
+from deitlt.metrics import best_classes, softmax
 from deitlt.prediction import Experts, Options, Prediction, Score, Timing
 from deitlt.preprocess import MAX_PIXELS, ImageLike, Pixels, image_pixels
 from deitlt.runtimes import Device, Features, Logits, Outputs, Rollout, Runtime, open_runtime
@@ -249,8 +249,7 @@ class Classifier:
     def _scores(self, logits: Logits, top_k: int) -> list[tuple[Score, ...]]:
         with np.errstate(invalid="ignore"):  # of scores that are not finite nothing is shown
             probabilities = softmax(logits)
-        # Stable, so that equal scores always come in class order.
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        order = best_classes(probabilities, top_k)
         classes = self.bundle.classes
         return [
             tuple(Score(classes[i], int(i), float(row[i])) for i in best)

@@ -68,6 +68,25 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     return probabilities
 
 
+def best_classes(scores: NDArray[Any], number: int) -> list[NDArray[np.int64]]:
+    """The classes with the best scores of each row of `(B, C)`, the best first.
+
+    Equal scores come in class order, and where a row has NaN the order is nobody's.
+
+    Args:
+        scores: `(B, C)`.
+        number: how many classes, at least 1; more than there are gives all.
+    """
+    number = min(number, scores.shape[1])
+    # Only what reaches the last place is sorted, which of thousands of classes is far less work.
+    last = -np.partition(-scores, number - 1, axis=1)[:, number - 1]
+    rows = []
+    for row, least in zip(scores, last, strict=True):
+        reach = np.flatnonzero(~(row < least))  # with NaN this is true of all
+        rows.append(reach[np.argsort(-row[reach], kind="stable")[:number]])
+    return rows
+
+
 def confusion_matrix(
     labels: ArrayLike, predicted: ArrayLike, num_classes: int
 ) -> NDArray[np.int64]:

@@ -28,6 +28,7 @@ from deitlt import __version__, errors
 from deitlt.bundle import FLOAT32, INPUT
 from deitlt.classifier import Classifier
 from deitlt.engine import Task
+from deitlt.metrics import best_classes
 from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import Pixels
 from serving.answers import refuse_vast
@@ -318,7 +319,7 @@ def _answer(id_: str, model: Model, rows: list[Prediction], wanted: list[Wanted]
         data, binary = logits.ravel().tolist(), logits.tobytes()
         if num_classes:
             classes = model.classifier.bundle.classes
-            order = np.argsort(-logits, axis=1, kind="stable")[:, :num_classes]
+            order = np.stack(best_classes(logits, num_classes))
             output |= {"datatype": "BYTES", "shape": [*order.shape]}
             pairs = ((row[i], i) for row, best in zip(logits, order, strict=True) for i in best)
             data = [f"{score}:{i}:{classes[i]}" for score, i in pairs]

@@ -12,6 +12,7 @@ from sklearn import metrics as sklearn_metrics
 from deitlt.longtail import IntArray
 from deitlt.metrics import (
     Report,
+    best_classes,
     confusion_matrix,
     expected_calibration_error,
     format_table,
@@ -197,3 +198,15 @@ def test_a_report_is_plain_json() -> None:
     fields = json.loads(json.dumps(figures.to_dict()))
     assert fields["per_class"][8] == {"value": None, "interval": None, "num_images": 0}
     assert fields["groups"]["head"]["value"] == figures.groups["head"].value
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 500])
+@pytest.mark.parametrize("number", [1, 5, 10, 10**9])
+def test_best_classes_are_those_of_a_stable_sort(num_classes: int, number: int) -> None:
+    generator = np.random.default_rng(num_classes)
+    ties = generator.integers(0, 4, (6, num_classes)).astype(np.float32)
+    distinct = generator.random((6, num_classes))
+    nothing = np.full((6, num_classes), np.nan)
+    for scores in (ties, distinct, nothing, np.where(ties == 1, -np.inf, ties)):
+        wanted = np.argsort(-scores, axis=1, kind="stable")[:, :number]
+        assert np.array_equal(np.stack(best_classes(scores, number)), wanted)
