@@ -1,12 +1,13 @@
 """Labelled images of a CSV: `image_path,label`, and perhaps `split` and `group`."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deitlt.labelled_rows import SPLITS, Complain, FileCheck, Listing, Row
 
 PATH_COLUMNS = ("image_path", "filepath", "path", "filename")
+MAX_SHOWN = 80
 OTHER_NAMES = {"": "all", "validation": "val", "valid": "val"}
 
 
@@ -42,7 +43,9 @@ def _rows(path: Path, complain: Complain, files: FileCheck) -> Iterator[tuple[st
             columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             path_column = next((name for name in PATH_COLUMNS if name in columns), None)
             if path_column is None or "label" not in columns:
-                complain("no_column", _missing_column(path, has_path=path_column is not None))
+                complain(
+                    "no_column", _missing_column(path, columns, has_path=path_column is not None)
+                )
                 return
             for cells in reader:
                 empty = False
@@ -67,9 +70,14 @@ def _rows(path: Path, complain: Complain, files: FileCheck) -> Iterator[tuple[st
         complain("no_rows", f"{path}: no rows below the header")
 
 
-def _missing_column(path: Path, *, has_path: bool) -> str:
-    text = f"{path}: no column {'label' if has_path else 'image_path'!r}"
-    text += "; the header must be image_path,label[,split][,group]"
+def shown_header(columns: Sequence[str]) -> str:
+    """The beginning of a header, which shows another separator or encoding at a glance."""
+    return repr(",".join(columns)[:MAX_SHOWN])
+
+
+def _missing_column(path: Path, columns: Sequence[str], *, has_path: bool) -> str:
+    text = f"{path}: no column {'label' if has_path else 'image_path'!r}; the header must be "
+    text += f"image_path,label[,split][,group] in UTF-8, and is {shown_header(columns)}"
     if path.suffix.lower() == ".txt":
         text += ", or the name that of a list file: *_train.txt, *_val.txt or *_test.txt"
     return text

@@ -298,7 +298,7 @@ def test_folders_that_hold_no_classes(tmp_path: Path, class_tree: Tree) -> None:
         (["image_path,class", "img/ant/0.png,ant"], "no column 'label'"),
         (["image,label", "img/ant/0.png,ant"], "no column 'image_path'"),
         ([""], "no column 'image_path'"),
-        (["image_path;label", "img/ant/0.png;ant"], "no column 'image_path'"),
+        (["image_path;label", "img/ant/0.png;ant"], "in UTF-8, and is 'image_path;label'"),
         (["image_path,label"], "no rows"),
         (
             ["image_path,label", "img/ant/0.png,ant", "img/ant/9.png,ant"],

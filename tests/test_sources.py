@@ -271,7 +271,7 @@ def test_a_url_in_a_list_that_is_gone_has_a_row(
         ("nowhere", "there is no such file, folder or match"),
         ("*.nothing", "there is no such file, folder or match"),
         ("empty", "no images in empty"),
-        ("bad.csv", "no column of paths"),
+        ("bad.csv", "no column of paths.*, and is 'a;b'"),
         ("memory://nowhere", "there is no such file"),
         ("nosuch://bucket/a.png", "nosuch"),
     ],
@@ -281,7 +281,7 @@ def test_an_input_that_is_not_there_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    Path("bad.csv").write_text("a,b\n1,2\n")
+    Path("bad.csv").write_text("a;b\n1;2\n")
     with pytest.raises((UsageError, DataError), match=fragment) as caught:
         find_sources([item])
     assert "\n" not in str(caught.value)

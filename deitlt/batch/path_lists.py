@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from deitlt.csv_files import PATH_COLUMNS
+from deitlt.csv_files import PATH_COLUMNS, shown_header
 from deitlt.errors import DataError
 
 
@@ -25,7 +25,10 @@ def csv_paths(file: Path) -> Iterator[str]:
     column = next((header.index(name) for name in PATH_COLUMNS if name in header), None)
     if column is None:
         names = ", ".join(PATH_COLUMNS)
-        raise DataError(f"{file}: no column of paths; the header must have one of {names}")
+        raise DataError(
+            f"{file}: no column of paths; the header must have one of {names}, and is "
+            f"{shown_header(header)}"
+        )
 
     def cells() -> Iterator[str]:
         with stream:
