@@ -47,9 +47,6 @@ def model_card(
         "",
         f"Expected calibration error of the average: {average.ece:.3f} (not calibrated).",
         "",
-        "## Training images a class",
-        ", ".join(f"{name}: {count}" for name, count in zip(classes, counts, strict=True)),
-        "",
         "## Checks",
         "Every artefact was run on these images through the preprocessing of deployment and "
         "compared with torch:",
@@ -72,6 +69,10 @@ def model_card(
             f"{len(weak)} of {len(classes)} classes had fewer than {MIN_CLAIMABLE_IMAGES} "
             f"images to verify on; nothing can be claimed for them: {', '.join(weak[:20])}."
         )
+    # Last, as there may be thousands; a block keeps names as they are.
+    order = sorted(range(len(classes)), key=lambda c: -counts[c])
+    rows = (f"{counts[c]:>8}  {classes[c]}" for c in order)
+    lines += ["", "## Training images a class", "```", *rows, "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -106,6 +106,18 @@ def test_a_bundle_with_everything(whole_bundle: Path, capsys: pytest.CaptureFixt
             )
 
 
+def test_the_card_has_a_line_for_each_class(whole_bundle: Path) -> None:
+    bundle = open_bundle(whole_bundle)
+    card = (whole_bundle / "README.md").read_text(encoding="utf-8")
+    block = card.partition("## Training images a class\n```\n")[2].removesuffix("\n```\n")
+    rows = [line.split(maxsplit=1) for line in block.splitlines()]
+    counts = [int(count) for count, _ in rows]
+    assert counts == sorted(bundle.train_counts, reverse=True)
+    assert dict(zip(bundle.classes, bundle.train_counts, strict=True)) == {
+        name: int(count) for count, name in rows
+    }
+
+
 @pytest.mark.parametrize("variant", ["float32", *OPTIONAL])
 def test_every_form_gives_the_same_labels(whole_bundle: Path, digits: Path, variant: str) -> None:
     images = sorted((digits / "test").rglob("*.png"))[::20]
