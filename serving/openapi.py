@@ -202,7 +202,7 @@ PATHS: dict[str, Any] = {
         "Every model served, the default first", {**_ok(ref("Models"), "Cards."), **_errors(401)}
     )},
     "/v1/models/{name}": {"get": _operation(
-        "The card of a model", {**_ok(ref("Model"), "The card."), **_errors(401, 404)},
+        "The card of a model", {**_ok(ref("Model"), "The card."), **_errors(400, 401, 404)},
         parameters=[_NAME, MODEL_VERSION],
     )},
     "/sdk/classify": {"post": _operation(

@@ -60,9 +60,10 @@ async def get_models(request: Request) -> Response:
 
 async def get_model(request: Request) -> Response:
     """The card of one model; `?version=` picks one of several versions."""
-    models = backend_of(request).models
-    version = request.query_params.get("version")
-    model = models.find(request.path_params["name"], version)
+    models, query = backend_of(request).models, request.query_params
+    if query.keys() - {"version"} or len(query.multi_items()) > 1:
+        raise UsageError("there is no option but version, once")
+    model = models.find(request.path_params["name"], query.get("version"))
     return JSONResponse(card(model, default=model is models.default))
 
 

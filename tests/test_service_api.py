@@ -189,6 +189,11 @@ def test_a_model_that_is_not_there_is_404(client: TestClient, query: str) -> Non
     error_of(client.get("/v1/models/birds"), 404, "unknown_model")
 
 
+@pytest.mark.parametrize("query", ["vresion=1", "version=1&version=2"])
+def test_a_card_of_another_version_is_not_given_by_mistake(client: TestClient, query: str) -> None:
+    error_of(client.get(f"/v1/models/digits?{query}"), 400, "bad_request")
+
+
 def test_counters_count() -> None:
     with service() as client:
         answers = [client.post(CLASSIFY, content=picture(seed)).json() for seed in range(6)]
