@@ -176,8 +176,8 @@ class Bundle:
 
 
 def default_bundle() -> Path:
-    """The small trained bundle that comes with the package."""
-    return Path(str(files("deitlt") / "bundles" / "digits"))
+    """The small trained bundle that comes with the package: CIFAR-10 at 32 px."""
+    return Path(str(files("deitlt") / "bundles" / "cifar10"))
 
 
 def open_bundle(path: str | Path) -> Bundle:

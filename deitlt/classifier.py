@@ -324,7 +324,7 @@ def load(
     max_pixels: int = MAX_PIXELS,
     fast_decode: bool = False,
 ) -> Classifier:
-    """A classifier from a bundle folder, or from the packaged digits bundle.
+    """A classifier from a bundle folder, or from the packaged bundle (CIFAR-10 at 32 px).
 
     Args:
         model: bundle folder; None takes the one that comes with the package.

@@ -30,7 +30,7 @@ class Settings:
 
     models: tuple[Path, ...]
     """`DEITLT_MODEL`: bundle folder, or several with `:` between them (`;` on Windows), the first
-    being the default; unset: what a Bento carries, or the digits that come with the package."""
+    being the default; unset: what a Bento carries, or the one that comes with the package."""
 
     variant: str
     """`DEITLT_VARIANT`: which form of the models: `float32`, `int8` or another they have; unset:
@@ -156,7 +156,7 @@ class Settings:
 
 
 def packed_bundles() -> tuple[Path, ...]:
-    """The bundles that a Bento carries (`serving.to_bento`); elsewhere the package's digits."""
+    """The bundles that a Bento carries (`serving.to_bento`); elsewhere the package's own."""
     packed = sorted((Path(__file__).parent / PACKED).glob(f"*/{MANIFEST}"))
     return tuple(manifest.parent for manifest in packed) or (default_bundle(),)
 

@@ -2,7 +2,7 @@
 
 DEITLT_MODEL=bundles/quick python -m serving.to_bento
 
-`bentoml build` alone packs the checkout, and with it the digits that come with the package. This
+`bentoml build` alone packs the checkout, and with it the bundle that comes with the package. This
 program packs a copy of it that has the bundles in `serving/bundles/`, where the service looks when
 `DEITLT_MODEL` is unset.
 """

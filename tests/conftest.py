@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitlt.bundle import MANIFEST, default_bundle, write_bundle
+from deitlt.bundle import MANIFEST, write_bundle
 from deitlt.classifier import Classifier, load
+from tests.bundle_support import DIGITS
 
 if TYPE_CHECKING:
     import httpx
@@ -56,16 +57,16 @@ def torch_threads() -> Iterator[None]:
 
 @pytest.fixture
 def bundle_path(tmp_path: Path) -> Path:
-    """A copy of the packaged bundle that a test may damage."""
-    return shutil.copytree(default_bundle(), tmp_path / "bundle")
+    """A copy of the digits bundle that a test may damage."""
+    return shutil.copytree(DIGITS, tmp_path / "bundle")
 
 
 @pytest.fixture(scope="session")
 def make_bundle() -> Callable[..., Path]:
-    """Writes the packaged bundle under another name: `make_bundle(path, name="a")`."""
+    """Writes the digits bundle under another name: `make_bundle(path, name="a")`."""
 
     def make(path: Path, *, name: str) -> Path:
-        source = default_bundle()
+        source = DIGITS
         manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
 
         def fill(folder: Path) -> dict[str, Any]:
@@ -89,8 +90,8 @@ def explaining_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def classifier() -> Classifier:
-    """The packaged bundle on one CPU thread, so that its answers repeat to the last bit."""
-    return load(device="cpu", num_threads=1)
+    """The digits bundle on one CPU thread, so that its answers repeat to the last bit."""
+    return load(DIGITS, device="cpu", num_threads=1)
 
 
 @pytest.fixture(scope="session")

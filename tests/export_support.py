@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from deitlt.bundle import EXPLAIN, FLOAT32, MANIFEST, default_bundle, write_bundle
+from deitlt.bundle import EXPLAIN, FLOAT32, MANIFEST, write_bundle
 from deitlt.labelled import read_labelled
 from deitlt.preprocess import Pixels, PreprocessSpec, load_batches, normalise, resize_crop
 from deitlt.run_splits import FILES_HASH
@@ -24,6 +24,7 @@ from deitlt.weights import Card, save_weights
 from export import to_bundle
 from export.fuse import FusedStudent
 from export.to_onnx import export_onnx
+from tests.bundle_support import DIGITS
 from tests.official_support import student_tensors
 
 IMG_SIZE = 16
@@ -119,12 +120,12 @@ def save_student(folder: Path, model: DeiTLT, card: Card) -> Path:
 
 
 def write_explaining(folder: Path) -> Path:
-    """The packaged bundle with a variant explain; returns its folder.
+    """The digits bundle with a variant explain; returns its folder.
 
     The variant is of another student, with noise for weights, so that no answer of the one can be
     taken for one of the other.
     """
-    source = default_bundle()
+    source = DIGITS
     manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
     spec = PreprocessSpec.from_dict(manifest["preprocess"])
     config = StudentConfig(**{**manifest["architecture"], "size": "nano"})

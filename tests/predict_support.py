@@ -13,12 +13,13 @@ import pytest
 
 from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.sources import Source, find_sources
-from deitlt.bundle import default_bundle, open_bundle
+from deitlt.bundle import open_bundle
 from deitlt.classifier import Classifier
 from deitlt.cli import main
 from deitlt.errors import ImageError
 from deitlt.preprocess import Pixels
 from deitlt.runtimes import Outputs
+from tests.bundle_support import DIGITS
 
 COMPRESSIONS = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz"}
 
@@ -44,14 +45,15 @@ class HashRuntime:
 
 
 def hash_classifier() -> Classifier:
-    """The packaged bundle without its model."""
-    return Classifier(open_bundle(default_bundle()), HashRuntime())
+    """The digits bundle without its model."""
+    return Classifier(open_bundle(DIGITS), HashRuntime())
 
 
 def predict(*arguments: object) -> int:
-    """The exit status, whether it is returned or argparse exits with it."""
+    """The exit status with digits, whether it is returned or argparse exits with it."""
+    model = ("--model", str(DIGITS))  # another among the arguments comes later, and so counts
     try:
-        return main(["predict", "--device", "cpu", *map(str, arguments)])
+        return main(["predict", *model, "--device", "cpu", *map(str, arguments)])
     except SystemExit as exit_status:
         return int(exit_status.code or 0)
 

@@ -14,9 +14,11 @@ from starlette.testclient import TestClient
 
 from deitlt.prediction import Prediction
 from serving.service import LongTailClassifier
+from tests.bundle_support import DIGITS
 
 MAX_BYTES = 100_000
 LIMITS = {
+    "DEITLT_MODEL": str(DIGITS),
     "DEITLT_DEVICE": "cpu",
     "DEITLT_WORKERS": "2",
     "DEITLT_MAX_BYTES": str(MAX_BYTES),

@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from deitlt.bundle import default_bundle
 from deitlt.labelled import read_labelled
 from deitlt.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from deitlt.student import StudentConfig, build_student
 from deitlt.weights import Card, load_tensors, save_tensors, save_weights
+from tests.bundle_support import DIGITS
 from tests.export_support import card_of, noise_student, save_student
 from training import analyze, evaluate
 from training.analysis.omissions import unreadable
@@ -282,7 +282,7 @@ def test_mistakes_get_one_line_and_leave_nothing(
 ) -> None:
     where: list[str | Path] = ["--data", data, "--output", tmp_path / "new"]
     student = runs / "student"
-    assert "is a bundle" in complaint(capsys, default_bundle(), *where)
+    assert "is a bundle" in complaint(capsys, DIGITS, *where)
     assert "there is no such run folder" in complaint(capsys, tmp_path / "none", *where)
     assert "no such file" in complaint(capsys, runs / "teacher", *where)
     assert "at least 1" in complaint(capsys, student, *where, "--images", "0")

@@ -238,8 +238,8 @@ def test_the_service_shares_runs_and_counts_them(
 ) -> None:
     pictures = [pixels(seed=seed) for seed in range(40)]
     alone = classifier.predict(pictures, top_k=10)
-    settings = Settings.from_environ({"DEITLT_MAX_BATCH": "8", "DEITLT_DEVICE": "cpu"})
-    backend = Backend.start(settings)
+    environ = {"DEITLT_MODEL": str(classifier.bundle.path), "DEITLT_DEVICE": "cpu"}
+    backend = Backend.start(Settings.from_environ({**environ, "DEITLT_MAX_BATCH": "8"}))
     try:
         assert backend.engine.num_workers == usable_cores()
         asked = backend.models.default.classifier

@@ -23,6 +23,7 @@ from deitlt.bundle import (
 from deitlt.cli import main
 from deitlt.errors import BundleError
 from deitlt.golden import check_golden
+from tests.bundle_support import DIGITS
 
 Fill = Callable[[Path], dict[str, Any]]
 FILES = ["README.md", "golden.npz", "metrics.json", "model.onnx", "per_class.csv"]
@@ -54,11 +55,33 @@ def copy_of(source: Path) -> Fill:
     return fill
 
 
-def test_the_packaged_bundle_opens() -> None:
-    bundle = open_bundle(default_bundle())
-    assert bundle.classes == [str(digit) for digit in range(10)]
+@pytest.mark.parametrize(
+    ("path", "classes", "img_size"),
+    [
+        (DIGITS, [str(digit) for digit in range(10)], 16),
+        (
+            default_bundle(),
+            [
+                "airplane",
+                "automobile",
+                "bird",
+                "cat",
+                "deer",
+                "dog",
+                "frog",
+                "horse",
+                "ship",
+                "truck",
+            ],
+            32,
+        ),
+    ],
+)
+def test_a_trained_bundle_opens(path: Path, classes: list[str], img_size: int) -> None:
+    bundle = open_bundle(path)
+    assert bundle.classes == classes
     assert len(bundle.train_counts) == 10
-    assert bundle.preprocess.img_size == 16
+    assert bundle.preprocess.img_size == img_size
     assert bundle.version == bundle.manifest["sha256"][:12]
     assert bundle.groups()["tail"] == [7, 8, 9]
     assert bundle.manifest["groups"] == bundle.groups()
@@ -173,17 +196,17 @@ def test_a_failed_write_leaves_no_trace(
 
 def test_overwrite_replaces_a_whole_bundle(bundle_path: Path, tmp_path: Path) -> None:
     (bundle_path / "left over").touch()
-    write_bundle(bundle_path, copy_of(default_bundle()), overwrite=True)
+    write_bundle(bundle_path, copy_of(DIGITS), overwrite=True)
     assert sorted(f.name for f in bundle_path.iterdir()) == sorted([*FILES, MANIFEST])
     assert [f.name for f in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
-    assert write_bundle(tmp_path / "empty", copy_of(default_bundle())).classes
+    assert write_bundle(tmp_path / "empty", copy_of(DIGITS)).classes
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    write_bundle(".", copy_of(default_bundle()))
+    write_bundle(".", copy_of(DIGITS))
     assert open_bundle(tmp_path / "here").classes
 
 
@@ -266,7 +289,7 @@ def test_golden_images_that_differ_are_refused(
     output: str, offset: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fill(folder: Path) -> dict[str, Any]:
-        fields = copy_of(default_bundle())(folder)
+        fields = copy_of(DIGITS)(folder)
         with np.load(folder / GOLDEN) as stored:
             arrays = dict(stored)
         arrays[output][-1, -1] += offset

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from deitlt.bundle import default_bundle, open_bundle, write_bundle
+from deitlt.bundle import open_bundle, write_bundle
 from deitlt.errors import BundleError
+from tests.bundle_support import DIGITS
 from tests.test_architecture import ROOT
 from tests.test_bundle import copy_of
 
-# Writes a copy of the packaged bundle, with another card, and kills itself before the N-th change
+# Writes a copy of the digits bundle, with another card, and kills itself before the N-th change
 # to the file system; exits with 0 if there are fewer.
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from deitlt.bundle import default_bundle, write_bundle
+from deitlt.bundle import write_bundle
+from tests.bundle_support import DIGITS
 from tests.test_bundle import copy_of
 
 output, overwrite, left = Path(sys.argv[1]), sys.argv[2] == "True", int(sys.argv[3])
@@ -32,7 +34,7 @@ def count(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 
 def fill(folder):
-    fields = copy_of(default_bundle())(folder)
+    fields = copy_of(DIGITS)(folder)
     (folder / "README.md").write_text("another card")
     return fields
 
@@ -51,7 +53,7 @@ def write_and_die(output: Path, *, overwrite: bool, change: int) -> bool:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_killed_before_every_change_to_the_file_system(overwrite: bool, tmp_path: Path) -> None:
-    old = open_bundle(default_bundle()).version
+    old = open_bundle(DIGITS).version
     seen = set()
     died, change = True, 0
     while died:
@@ -60,7 +62,7 @@ def test_killed_before_every_change_to_the_file_system(overwrite: bool, tmp_path
         output = home / "bundle"
         home.mkdir()
         if overwrite:
-            shutil.copytree(default_bundle(), output)
+            shutil.copytree(DIGITS, output)
         died = write_and_die(output, overwrite=overwrite, change=change)
         if output.exists():
             seen.add("old" if open_bundle(output).version == old else "new")
@@ -71,9 +73,9 @@ def test_killed_before_every_change_to_the_file_system(overwrite: bool, tmp_path
             if stranded:
                 # Told at once, not after all the work; and the old bundle is back.
                 with pytest.raises(BundleError, match="holds a bundle already"):
-                    write_bundle(output, copy_of(default_bundle()))
+                    write_bundle(output, copy_of(DIGITS))
                 assert open_bundle(output).version == old
-        assert write_bundle(output, copy_of(default_bundle()), overwrite=True).version == old
+        assert write_bundle(output, copy_of(DIGITS), overwrite=True).version == old
     assert change > 3
     assert seen == ({"old", "none", "new"} if overwrite else {"none", "new"})
     # The last writer was not killed: nothing of its own is left beside the bundle.

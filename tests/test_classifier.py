@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import deitlt
-from deitlt.bundle import OUTPUTS
+from deitlt.bundle import OUTPUTS, default_bundle
 from deitlt.classifier import MAX_BATCH, Classifier
 from deitlt.errors import DecodeFailed, ImageError, ImageTooLarge, OpenFailed, UsageError
 from deitlt.prediction import Options, Prediction, Timing
@@ -258,8 +258,9 @@ def test_an_answer_is_plain_json(classifier: Classifier, png: Png) -> None:
 def test_load_takes_a_folder_or_the_packaged_bundle(bundle_path: Path, png: Png) -> None:
     own = deitlt.load(bundle_path, device="cpu", num_threads=1)
     packaged = deitlt.load(device="cpu", num_threads=1)
-    assert own.predict([png(0)]) == packaged.predict([png(0)])
-    assert own.runtime.provider == "CPUExecutionProvider"
+    assert [own.bundle.path, packaged.bundle.path] == [bundle_path, default_bundle()]
+    assert packaged.predict([png(0)])[0].label in packaged.bundle.classes
+    assert own.runtime.provider == packaged.runtime.provider == "CPUExecutionProvider"
 
 
 def test_together_each_gets_what_it_gets_alone(classifier: Classifier, png: Png) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deitlt.classifier import Classifier
+from deitlt.classifier import load
 from tests.dockerfile_support import Machine, exec_form, read_stages
 from tests.service_support import CLASSIFY, PATIENCE_S, picture, plain, without_envelope
 from tests.test_serve import wait_until_ready
@@ -94,10 +94,10 @@ def test_the_serving_image_is_torch_free_and_has_one_runtime(machine: Machine) -
     assert list(machine.root.glob("opt/deitlt/lib/*/site-packages/deitlt/__pycache__/engine.*.pyc"))
 
 
-def test_the_serving_image_serves(machine: Machine, served: int, classifier: Classifier) -> None:
+def test_the_serving_image_serves(machine: Machine, served: int) -> None:
     url = f"http://127.0.0.1:{served}"
     answer = httpx.post(url + CLASSIFY, content=picture(), timeout=PATIENCE_S).json()
-    (wanted,) = classifier.predict([picture()])
+    (wanted,) = load(device="cpu", num_threads=1).predict([picture()])
     found = without_envelope(answer)
     assert found["label"] == wanted.label
     assert found["probability"] == pytest.approx(wanted.probability, abs=1e-4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from deitlt.bundle import FEATURES, default_bundle, open_bundle
+from deitlt.bundle import FEATURES, open_bundle
 from deitlt.classifier import Classifier
 from deitlt.prediction import Options
 from deitlt.preprocess import normalise, resize_crop
@@ -15,9 +15,10 @@ from deitlt.runtimes import OnnxRuntime, Runtime
 from deitlt.student import StudentConfig
 from deitlt.torch_runtime import TorchRuntime
 from export.variants import VARIANTS
+from tests.bundle_support import DIGITS
 from tests.export_support import card_of, noise_student, photo_pixels, photo_tiles
 
-SPEC = open_bundle(default_bundle()).preprocess
+SPEC = open_bundle(DIGITS).preprocess
 MODEL = noise_student(
     StudentConfig(size="pico", img_size=SPEC.img_size, patch_size=8, num_classes=10)
 )
@@ -77,7 +78,7 @@ def test_the_average_alone_has_no_features(tmp_path: Path) -> None:
 
 def test_a_prediction_holds_them_if_asked(tmp_path: Path) -> None:
     runtime = write("float32", tmp_path)
-    classifier = Classifier(open_bundle(default_bundle()), runtime)
+    classifier = Classifier(open_bundle(DIGITS), runtime)
     tiles = photo_tiles(3)
     inputs = np.stack([resize_crop(tile, SPEC) for tile in tiles])
     expected = [runtime.run(image[None]).features() for image in inputs]

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
-from deitlt.bundle import default_bundle, open_bundle
+from deitlt.bundle import open_bundle
 from deitlt.classifier import Classifier
 from deitlt.cli import main
 from deitlt.metrics import softmax, wilson_interval
 from deitlt.run_splits import DRAWING, load_splits
+from tests.bundle_support import DIGITS
 
 GROUPS = {"head": [0, 1, 2], "mid": [3, 4, 5, 6], "tail": [7, 8, 9]}
 HEADS = {"average": "logits", "cls": "cls_logits", "dist": "distillation_logits"}
@@ -25,9 +26,9 @@ ClassTree = Callable[[Path, Mapping[str, int]], Path]
 
 
 def run(*arguments: object) -> int:
-    """The exit status, whether it is returned or argparse exits with it."""
+    """The exit status of the digits' evaluation, returned or argparse's."""
     try:
-        return main(["evaluate", *map(str, arguments)])
+        return main(["evaluate", str(DIGITS), *map(str, arguments)])
     except SystemExit as exit_status:
         return int(exit_status.code or 0)
 
@@ -260,7 +261,7 @@ def test_on_its_own_data_a_bundle_is_judged_by_what_its_run_held_out(
     recipe = dict(zip(DRAWING, (None, 0, 0.2, 0), strict=True))
     splits = load_splits(labelled, recipe)
     known = {"recipe": recipe, "train_files_sha256": splits.train_sha256}
-    bundle = open_bundle(default_bundle())
+    bundle = open_bundle(DIGITS)
     own = replace(bundle, manifest=bundle.manifest | known)
     monkeypatch.setattr("deitlt.commands.evaluate.find_bundle", lambda _: own)
     where = ["--data", labelled, "--variant", "float32", "--device", "cpu", "--no-plots"]

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from deitlt.bundle import default_bundle
 from deitlt.classifier import Classifier, load
 from deitlt.errors import UsageError
 from deitlt.prediction import Options
@@ -21,6 +20,7 @@ from serving.backend import Backend
 from serving.openapi import PATHS
 from serving.settings import Settings
 from serving.startup import why_not
+from tests.bundle_support import DIGITS
 from tests.kserve_support import Server
 from tests.service_support import (
     CLASSIFY,
@@ -39,7 +39,7 @@ MAPS = ("cls_rollout", "distillation_rollout")
 @pytest.fixture(scope="module")
 def server(explaining_bundle: Path) -> Iterator[Server]:
     """A model that explains, and one whose bundle has no such variant."""
-    paths = os.pathsep.join(map(str, (explaining_bundle, default_bundle())))
+    paths = os.pathsep.join(map(str, (explaining_bundle, DIGITS)))
     with Server(DEITLT_MODEL=paths, DEITLT_EXPLAIN="true") as server:
         yield server
 
@@ -164,7 +164,7 @@ def test_a_bundle_that_is_written_again_brings_its_own(
 
 def test_it_does_not_start_where_nothing_explains(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEITLT_EXPLAIN", "true")
-    monkeypatch.setenv("DEITLT_MODEL", str(default_bundle()))
+    monkeypatch.setenv("DEITLT_MODEL", str(DIGITS))
     monkeypatch.setenv("DEITLT_DEVICE", "cpu")
     reason = why_not()
     assert reason is not None

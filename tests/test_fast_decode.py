@@ -14,12 +14,12 @@ from PIL import Image
 
 from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.ray_engine import Actor
-from deitlt.bundle import default_bundle
 from deitlt.classifier import Classifier, load
 from deitlt.cli import main
 from deitlt.errors import ImageError, ImageTooLarge
 from deitlt.prediction import Options
 from deitlt.preprocess import PreprocessSpec, decode, load_batches, load_pixels, resize_crop
+from tests.bundle_support import DIGITS
 from tests.hostile_support import hostile_images
 from tests.pipeline_support import Given
 from tests.predict_support import predict, read_rows
@@ -138,7 +138,7 @@ def test_the_spec_says_it_and_older_ones_mean_no() -> None:
 
 @pytest.fixture(scope="module")
 def fast() -> Classifier:
-    return load(device="cpu", num_threads=1, fast_decode=True)
+    return load(DIGITS, device="cpu", num_threads=1, fast_decode=True)
 
 
 def test_every_way_to_classify_agrees(
@@ -149,7 +149,7 @@ def test_every_way_to_classify_agrees(
     assert wanted != classifier.predict_one(large, options)
     sources = [Given(large)]
     assert [result for _, result in predict_iter(fast, sources, options)] == [wanted]
-    model = {"model": str(default_bundle()), "device": "cpu", "fast_decode": True}
+    model = {"model": str(DIGITS), "device": "cpu", "fast_decode": True}
     actor = Actor(model, options, batch_size=1, cores=1)
     task = {"first": [0], "sources": [pickle.dumps(sources)]}
     assert pickle.loads(actor(task)["results"][0]) == [wanted]
@@ -175,6 +175,6 @@ def test_an_evaluation_says_how_images_were_decoded(
     for name, flags in (("fast", ["--fast-decode"]), ("exact", [])):
         output = tmp_path / name
         arguments = ["--data", data, "--output", output, "--device", "cpu", "--no-plots", *flags]
-        assert main(["evaluate", *map(str, arguments)]) == 0
+        assert main(["evaluate", str(DIGITS), *map(str, arguments)]) == 0
         metrics = json.loads((output / "metrics.json").read_text())
         assert metrics["fast_decode"] is (name == "fast")

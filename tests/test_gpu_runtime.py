@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import deitlt
-from deitlt.bundle import Artefact, default_bundle, open_bundle
+from deitlt.bundle import Artefact, open_bundle
 from deitlt.errors import DeviceLost, RuntimeUnavailable, UsageError
 from deitlt.gpu import cause
 from deitlt.preprocess import PreprocessSpec
@@ -37,9 +37,10 @@ from deitlt.torch_runtime import TorchRuntime, load
 from export.benchmark import operators
 from export.fuse import FusedStudent
 from export.to_torch import export_program
+from tests.bundle_support import DIGITS
 from tests.export_support import card_of, noise_student
 
-MODEL = default_bundle() / "model.onnx"
+MODEL = DIGITS / "model.onnx"
 PIXELS = np.zeros((1, 16, 16, 3), np.uint8)
 OLD_DRIVER = (
     "[ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/core/providers/cuda/cuda_call.cc:129 "
@@ -183,7 +184,7 @@ def test_auto_runs_int8_on_the_cpu_it_is_for(
     providers = [CUDA_PROVIDER, CPU_PROVIDER]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setattr("deitlt.runtimes.cuda_works", lambda: True)
-    packaged = open_bundle(default_bundle())
+    packaged = open_bundle(DIGITS)
     forms = packaged.manifest["artefacts"]
     int8 = {**forms["float32"], "precision": "int8"}
     bundle = replace(packaged, manifest={"artefacts": {**forms, "int8": int8}})
@@ -258,7 +259,7 @@ def broken_gpu(gpu: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_auto_takes_the_cpu_where_the_gpu_does_not_work_and_says_why_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    bundle = open_bundle(default_bundle())
+    bundle = open_bundle(DIGITS)
     forms = bundle.manifest["artefacts"]
     both = replace(bundle, manifest={"artefacts": {**forms, "fp16": forms["float32"]}})
     with caplog.at_level(logging.WARNING):

@@ -7,6 +7,7 @@ import pytest
 
 from deitlt.classifier import load
 from deitlt.errors import ImageError
+from tests.bundle_support import DIGITS
 from tests.hostile_support import hostile_images
 from tests.predict_support import predict, read_rows
 from tests.service_support import picture
@@ -20,8 +21,8 @@ def test_every_hostile_image_has_its_row_and_no_good_one_is_lost(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about what these files do on purpose
         hostile = hostile_images()
-        expected = load(device="cpu", num_threads=1).predict_each([h.data for h in hostile])
-    (right,) = load(device="cpu", num_threads=1).predict([good])
+        expected = load(DIGITS, device="cpu", num_threads=1).predict_each([h.data for h in hostile])
+    (right,) = load(DIGITS, device="cpu", num_threads=1).predict([good])
     for number, image in enumerate(hostile):
         (folder / f"{number:03}.a.png").write_bytes(image.data)
         (folder / f"{number:03}.b.png").write_bytes(good)

@@ -22,6 +22,7 @@ from deitlt.errors import ImageError
 from deitlt.prediction import Prediction
 from deitlt.preprocess import decode
 from serving.answers import status_of
+from tests.bundle_support import DIGITS
 from tests.hostile_pictures import Hostile
 from tests.hostile_support import hostile_images
 from tests.kserve_support import INFER
@@ -66,7 +67,7 @@ def hostile() -> list[Hostile]:
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
-    return load(device="cpu", num_threads=1, max_pixels=MAX_PIXELS)
+    return load(DIGITS, device="cpu", num_threads=1, max_pixels=MAX_PIXELS)
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from tritonclient.http import InferenceServerClient as Client  # type: ignore[im
 from tritonclient.http import InferRequestedOutput
 from tritonclient.utils import InferenceServerException as Failed  # type: ignore[import-untyped]
 
-from deitlt.bundle import MANIFEST, OUTPUTS, default_bundle, open_bundle
+from deitlt.bundle import MANIFEST, OUTPUTS, open_bundle
 from deitlt.classifier import Classifier
 from deitlt.files import write_json
 from deitlt.runtimes import Outputs
+from tests.bundle_support import DIGITS
 from tests.kserve_support import (
     GIF,
     INFER,
@@ -154,8 +155,8 @@ def test_versions_of_a_model(bundle_path: Path) -> None:
     manifest["created"] = "2000-01-01T00:00:00+00:00"
     digest = sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     write_json(bundle_path / MANIFEST, {**manifest, "sha256": digest})
-    first, second = open_bundle(default_bundle()).version, digest[:12]
-    paths = os.pathsep.join([str(default_bundle()), str(bundle_path)])
+    first, second = open_bundle(DIGITS).version, digest[:12]
+    paths = os.pathsep.join([str(DIGITS), str(bundle_path)])
     with Server(DEITLT_MODEL=paths) as server, Client(server.address) as client:
         assert client.get_model_metadata("digits")["versions"] == [first, second]
         for asked, given in (("", first), (first, first), (second, second)):

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 import deitlt
 from deitlt.bundle import open_bundle
-from deitlt.classifier import Classifier
+from deitlt.classifier import load
 
 ROOT = Path(__file__).parents[1]
 RUNTIMES = {"onnxruntime", "onnxruntime-gpu"}
@@ -90,13 +90,13 @@ def test_the_wheel_holds_every_file_of_the_library(wheel: zipfile.ZipFile) -> No
         for file in (ROOT / "deitlt").rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
-    assert {"deitlt/py.typed", "deitlt/bundles/digits/model.onnx"} <= expected
+    assert {"deitlt/py.typed", "deitlt/bundles/cifar10/model.onnx"} <= expected
     assert {name for name in wheel.namelist() if name.startswith("deitlt/")} == expected
 
 
 def test_the_bundle_in_the_wheel_is_whole(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)
-    assert open_bundle(tmp_path / "deitlt" / "bundles" / "digits").classes
+    assert open_bundle(tmp_path / "deitlt" / "bundles" / "cifar10").classes
 
 
 def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
@@ -109,7 +109,7 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
 
 
 def test_a_fresh_install_predicts_without_torch(
-    programs: Path, tmp_path: Path, png: Callable[[int], bytes], classifier: Classifier
+    programs: Path, tmp_path: Path, png: Callable[[int], bytes]
 ) -> None:
     (tmp_path / "photos").mkdir()
     images = [png(seed) for seed in range(7)]
@@ -125,7 +125,8 @@ def test_a_fresh_install_predicts_without_torch(
     with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["filename"] for row in rows] == [f"{number}.png" for number in range(7)]
-    for row, expected in zip(rows, classifier.predict(images), strict=True):
+    packaged = load(device="cpu", num_threads=1)
+    for row, expected in zip(rows, packaged.predict(images), strict=True):
         assert (row["label"], row["error"]) == (expected.label, "")
         assert float(row["prob"]) == pytest.approx(expected.probability, abs=1e-3)
 

@@ -12,10 +12,10 @@ from PIL import Image
 from starlette.responses import JSONResponse
 
 from deitlt import __version__
-from deitlt.bundle import default_bundle
 from serving import pages
 from serving.openapi import PATHS
 from tests.browser_support import Tab, serve_app
+from tests.bundle_support import DIGITS
 from tests.page_support import World, busy
 from tests.service_support import CLASSIFY, MAX_BYTES, PATIENCE_S, wide_picture
 
@@ -55,9 +55,9 @@ def tab(opened: Tab, world: World) -> Iterator[Tab]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Digits of the packaged bundle as picture files."""
+    """Digits of the digits bundle as picture files."""
     folder = tmp_path_factory.mktemp("digits")
-    with np.load(default_bundle() / "golden.npz") as golden:
+    with np.load(DIGITS / "golden.npz") as golden:
         images = golden["pixels"]
     files = [folder / f"digit {number}.png" for number in range(len(images))]
     for file, image in zip(files, images, strict=True):

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from starlette.responses import JSONResponse
 
-from deitlt.bundle import default_bundle
 from tests.browser_support import Tab, serve_app
+from tests.bundle_support import DIGITS
 from tests.page_support import World, busy
 from tests.service_support import CLASSIFY, EXPLAIN, PATIENCE_S, picture
 
@@ -264,7 +264,7 @@ def test_a_picture_that_the_browser_cannot_show_has_its_maps(
 
 
 def test_without_explanations_there_is_no_such_button(opened: Tab, photo: Path) -> None:
-    world = World(DEITLT_MODEL=str(default_bundle()))
+    world = World(DEITLT_MODEL=str(DIGITS))
     with closing(world.backend), serve_app(world) as url:
         opened.open(url)
         opened.pick("#files", [photo])

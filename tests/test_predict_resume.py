@@ -9,8 +9,8 @@ import pytest
 
 from deitlt.batch.inference import Plan
 from deitlt.batch.pipeline import predict_iter
-from deitlt.bundle import default_bundle
 from deitlt.cli import main
+from tests.bundle_support import DIGITS
 from tests.predict_support import BreakOff, Ended, breaking_off, predict, read_rows
 
 TIMEOUT_S = 60  # only ever waited for where a test fails
@@ -252,8 +252,16 @@ def test_the_log_says_what_ran(photos: Path, tmp_path: Path) -> None:
     words = [photos, "--output", tmp_path / "rows.csv", "--topk", "3", "--log", log]
     assert predict(*words) == 3
     record = json.loads(log.read_text())
-    manifest = json.loads((default_bundle() / "bundle.json").read_text())
-    assert record["command"] == ["deitlt", "predict", "--device", "cpu", *map(str, words)]
+    manifest = json.loads((DIGITS / "bundle.json").read_text())
+    assert record["command"] == [
+        "deitlt",
+        "predict",
+        "--model",
+        str(DIGITS),
+        "--device",
+        "cpu",
+        *map(str, words),
+    ]
     assert record["errors"] == {"decode_failed": 1}
     assert (record["num_images"], record["num_failed"]) == (4, 1)
     assert record["run"]["bundle"] == manifest["sha256"]

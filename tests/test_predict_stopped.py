@@ -17,6 +17,7 @@ from deitlt.batch.file_lock import FolderLock
 from deitlt.classifier import Classifier
 from deitlt.cli import main
 from deitlt.errors import UsageError
+from tests.bundle_support import DIGITS
 from tests.predict_support import BreakOff, Ended, breaking_off, predict, read_rows
 
 TIMEOUT_S = 60  # only ever waited for where a test fails
@@ -222,8 +223,8 @@ def test_a_signal_is_one_line_and_the_same_command_goes_on(
     number: int, status: int, word: str, photos: Path, tmp_path: Path, classifier: Classifier
 ) -> None:
     output, log = tmp_path / "rows.csv", tmp_path / "log.json"
-    words = ["predict", str(photos), "--output", str(output), "--device", "cpu", "--log", str(log)]
-    words += ["-j", "1", "--batch-size", "1"]
+    words = ["predict", str(photos), "--output", str(output), "--model", str(DIGITS)]
+    words += ["-j", "1", "--batch-size", "1", "--device", "cpu", "--log", str(log)]
     process = subprocess.Popen(
         [sys.executable, "-c", HELD, *words],
         stdin=subprocess.PIPE,

@@ -48,7 +48,9 @@ def test_a_run_on_ray_equals_one_here(
     sources[7], sources[300], sources[301] = Given(b""), Gone(), Killer(png(0))
     options = Options(top_k=3, experts=True, logits=True)
     here = list(predict_iter(classifier, sources, options, batch_size=3, first=101))
-    there = predict_with_ray(None, iter(sources), options, device="cpu", batch_size=3, first=101)
+    there = predict_with_ray(
+        classifier.bundle.path, iter(sources), options, device="cpu", batch_size=3, first=101
+    )
     assert comparable(list(there)) == comparable(here)
     assert sum(isinstance(result, ImageError) for _, result in here) == 3
     with pytest.raises(BundleError, match="not a bundle") as caught:

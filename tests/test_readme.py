@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from deitlt.bundle import default_bundle
 from serving.service import LongTailClassifier
 from serving.settings import Settings
+from tests.bundle_support import DIGITS
 from tests.predict_support import read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +57,7 @@ def home(
         class_tree(home / name / "train", {"a": 12, "b": 10})
         class_tree(home / name / "test", {"a": 4, "b": 4})
     class_tree(home, {"photos": 3})
-    for name in ("digit.png", "other.png"):
+    for name in ("photo.png", "other.png"):
         (home / name).write_bytes(png(1))
     return home
 
@@ -136,7 +136,7 @@ def test_many_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(default_bundle(), "bundle")
+    shutil.copytree(DIGITS, "bundle")
     class_tree(Path("photos"), {"a": 2, "b": 1})
     images = sorted(Path("photos").rglob("*.png"))
     Path("list.csv").write_text("image_path\n" + "\n".join(map(str, images)))

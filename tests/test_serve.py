@@ -18,6 +18,7 @@ from deitlt.bundle import default_bundle
 from deitlt.classifier import Classifier
 from deitlt.errors import UsageError
 from serving.settings import Settings
+from tests.bundle_support import DIGITS
 from tests.service_support import (
     CLASSIFY,
     LIMITS,
@@ -189,7 +190,7 @@ def test_served_index_is_json(url: str) -> None:
 
 @pytest.mark.parametrize("wrong", ["setting", "bundle"])
 def test_a_wrong_start_is_one_line_and_a_status(tmp_path: Path, wrong: str) -> None:
-    bundle = shutil.copytree(default_bundle(), tmp_path / "bundle")
+    bundle = shutil.copytree(DIGITS, tmp_path / "bundle")
     with (bundle / "model.onnx").open("ab") as model:
         model.write(b"!")
     settings, reason = {

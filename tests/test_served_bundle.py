@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from deitlt.bundle import MODEL, Bundle, default_bundle, open_bundle
+from deitlt.bundle import MODEL, Bundle, open_bundle
 from deitlt.served_bundle import check_parameters
 from export.to_triton import export_triton
+from tests.bundle_support import DIGITS
 from tests.triton_support import config
 
 
@@ -31,7 +32,7 @@ def told(caplog: pytest.LogCaptureFixture) -> Any:
 
 
 def test_answers_of_another_export_are_told_of(told: Any, tmp_path: Path) -> None:
-    bundle = open_bundle(default_bundle())
+    bundle = open_bundle(DIGITS)
     newer = replace(bundle, version="0123456789ab")
     model = export_triton(bundle, tmp_path)
     assert told(model, bundle) == ""
@@ -44,6 +45,6 @@ def test_answers_of_another_export_are_told_of(told: Any, tmp_path: Path) -> Non
 
 
 def test_a_repository_inside_a_bundle_is_of_it(told: Any, tmp_path: Path) -> None:
-    bundle = open_bundle(default_bundle())
+    bundle = open_bundle(DIGITS)
     unnamed = replace(bundle, version=bundle.manifest["files"][MODEL]["sha256"][:12])
     assert told(export_triton(unnamed, tmp_path), bundle) == ""

@@ -36,7 +36,7 @@ Counts = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 @contextmanager
 def service(settings: Mapping[str, str] | None = None) -> Iterator[TestClient]:
-    """The routes with these settings, over the packaged bundle."""
+    """The routes with these settings, over the digits bundle."""
     backend = Backend.start(Settings.from_environ({**LIMITS, **(settings or {})}))
     frontend = Frontend()
     frontend.attach(backend)

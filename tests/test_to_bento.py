@@ -15,6 +15,7 @@ from deitlt.bundle import default_bundle
 from deitlt.classifier import Classifier
 from serving import to_bento
 from serving.settings import Settings
+from tests.bundle_support import DIGITS
 from tests.service_support import CLASSIFY, PATIENCE_S, picture, plain, without_envelope
 from tests.test_serve import serving
 
@@ -43,7 +44,7 @@ def test_bentoml_build_packs_the_service_and_nothing_else(home: Path) -> None:
     packed = {file.relative_to(sources(home)).as_posix() for file in sources(home).rglob("*.*")}
     folders = {name.split("/")[0] for name in packed if "/" in name}
     assert folders == {"deitlt", "serving"}
-    assert {"deitlt/bundles/digits/model.onnx", "serving/page/index.html"} <= packed
+    assert {"deitlt/bundles/cifar10/model.onnx", "serving/page/index.html"} <= packed
     assert not [name for name in packed if "__pycache__" in name or name.startswith("serving/de")]
     assert not (sources(home) / "serving" / "bundles").exists()
 
@@ -64,7 +65,7 @@ def test_a_bento_serves_the_bundles_it_was_built_with(
     bundles = [make_bundle(home / name, name=name) for name in ("zebra", "ant")]
     monkeypatch.setenv("DEITLT_MODEL", os.pathsep.join(map(str, bundles)))
     assert to_bento.main([]) == 0
-    with serving(home, target=f"{NAME}:latest", cwd=home) as (_, port):
+    with serving(home, target=f"{NAME}:latest", cwd=home, DEITLT_MODEL="") as (_, port):
         url = f"http://127.0.0.1:{port}"
         models = httpx.get(f"{url}/v1/models", timeout=PATIENCE_S).json()["models"]
         assert [model["name"] for model in models] == ["zebra", "ant"]
@@ -80,7 +81,7 @@ def test_a_bundle_that_cannot_be_used_is_not_packed(
         model.write(b"!")
     for settings, reason in (
         ({"DEITLT_MODEL": str(bundle_path)}, "changed since"),
-        ({"DEITLT_MODEL": str(default_bundle()), "DEITLT_VARIANT": "int8"}, "no variant 'int8'"),
+        ({"DEITLT_MODEL": str(DIGITS), "DEITLT_VARIANT": "int8"}, "no variant 'int8'"),
     ):
         with monkeypatch.context() as patch:
             for name, value in settings.items():
@@ -91,5 +92,5 @@ def test_a_bundle_that_cannot_be_used_is_not_packed(
         assert reason in line
 
 
-def test_a_checkout_serves_the_digits() -> None:
+def test_a_checkout_serves_the_packaged_bundle() -> None:
     assert Settings.from_environ({}).models == (default_bundle(),)

@@ -17,7 +17,7 @@ from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
 
-from deitlt.bundle import OUTPUTS, Bundle, default_bundle, open_bundle
+from deitlt.bundle import OUTPUTS, Bundle, open_bundle
 from deitlt.classifier import Classifier
 from deitlt.errors import DeitLTError
 from deitlt.metrics import softmax
@@ -25,6 +25,7 @@ from deitlt.preprocess import Pixels, PreprocessSpec
 from export.to_triton import export_triton, main
 from export.triton_config import ServerOptions
 from tests import triton_support as support
+from tests.bundle_support import DIGITS
 from tests.triton_support import PYTHON, Array, Environment, Protocol, World, as_encoded, config
 
 both_protocols = pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -36,7 +37,7 @@ Capsys = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return open_bundle(default_bundle())
+    return open_bundle(DIGITS)
 
 
 @pytest.fixture(scope="module")
@@ -228,12 +229,12 @@ def test_variants_are_found_in_the_manifest(bundle_path: Path, tmp_path: Path) -
 def test_a_failure_leaves_the_repository_as_it_was(
     options: str, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
-    export_triton(open_bundle(default_bundle()), tmp_path)
+    export_triton(open_bundle(DIGITS), tmp_path)
     before = support.tree(tmp_path)
 
     full = Mock(side_effect=OSError(28, os.strerror(28), "disk"))
     monkeypatch.setattr(broken, full)
-    assert "disk: No space left" in refusal(capsys, default_bundle(), tmp_path, *options.split())
+    assert "disk: No space left" in refusal(capsys, DIGITS, tmp_path, *options.split())
     assert support.tree(tmp_path) == before
 
 

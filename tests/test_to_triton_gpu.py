@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]
 
-from deitlt.bundle import default_bundle, open_bundle
+from deitlt.bundle import open_bundle
 from deitlt.runtimes import CUDA_OPTIONS
 from export.to_triton import export_triton, main
 from export.triton_config import ServerOptions
+from tests.bundle_support import DIGITS
 from tests.test_to_triton import FOR_CLIENTS
 from tests.triton_support import config
 
@@ -17,7 +18,7 @@ GPU = ServerOptions(device="gpu")
 
 
 def test_the_gpu_configuration(tmp_path: Path) -> None:
-    bundle = open_bundle(default_bundle())
+    bundle = open_bundle(DIGITS)
     for largest, sizes in ((32, [8, 16, 32]), (20, [8, 16, 20]), (4, [4])):
         options = ServerOptions(device="gpu", max_batch_size=largest)
         parsed = config(export_triton(bundle, tmp_path, options, overwrite=True))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from deitlt import triton_runtime
-from deitlt.bundle import OUTPUTS, Bundle, default_bundle, open_bundle
+from deitlt.bundle import OUTPUTS, Bundle
 from deitlt.classifier import Classifier
 from deitlt.engine import Engine
 from deitlt.errors import DeitLTError, RuntimeUnavailable, UsageError
@@ -36,8 +36,8 @@ Open = Callable[..., TritonRuntime]
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return open_bundle(default_bundle())
+def bundle(classifier: Classifier) -> Bundle:
+    return classifier.bundle
 
 
 @pytest.fixture(scope="module")

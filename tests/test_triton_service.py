@@ -8,11 +8,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from deitlt import cli
-from deitlt.bundle import default_bundle, open_bundle
+from deitlt.bundle import open_bundle
 from deitlt.classifier import Classifier
 from serving.backend import Backend
 from serving.frontend import Frontend
 from serving.settings import Settings
+from tests.bundle_support import DIGITS
 from tests.service_support import CLASSIFY, LIMITS, error_of, picture
 from tests.triton_remote_support import Site, make_site
 from tests.triton_support import Environment, Protocol
@@ -22,7 +23,7 @@ from tests.triton_support import Environment, Protocol
 def site(
     triton_environment: Environment, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    bundle = open_bundle(default_bundle())
+    bundle = open_bundle(DIGITS)
     site = make_site(tmp_path_factory.mktemp("service"), bundle, triton_environment)
     with site.serve():
         yield site
@@ -63,6 +64,7 @@ def test_batch_prediction_through_triton(
         (photos / f"{number}.png").write_bytes(picture(number))
     output = tmp_path / "out.csv"
     command = ["predict", str(photos), "--output", str(output), "--triton", site.url("grpc")]
+    command += ["--model", str(classifier.bundle.path)]
     assert cli.main(command) == 0
     assert "Triton grpc" in capsys.readouterr().err
     with output.open(newline="") as file:

@@ -35,10 +35,11 @@ from tritonclient.utils import (  # type: ignore[import-untyped]
     np_to_triton_dtype,
 )
 
-from deitlt.bundle import OUTPUTS, Bundle, default_bundle, open_bundle
+from deitlt.bundle import OUTPUTS, Bundle, open_bundle
 from deitlt.preprocess import Pixels
 from export.to_triton import export_triton
 from export.triton_config import ServerOptions
+from tests.bundle_support import DIGITS
 
 Array = NDArray[Any]
 Protocol = Literal["http", "grpc"]
@@ -291,7 +292,7 @@ class World:
 @contextmanager
 def make_world(folder: Path, golden: Pixels, environment: Environment) -> Iterator[World]:
     """Three models: as exported, one that puts requests together, one to renew."""
-    bundle = open_bundle(default_bundle())
+    bundle = open_bundle(DIGITS)
     files, models = photos(golden), folder / "models"
     local = ask_library(environment, bundle, files, folder)
     export_triton(bundle, models, replace(PYTHON, max_batch_size=16))

@@ -17,7 +17,7 @@ def add_model(parser: argparse.ArgumentParser, *flags: str) -> None:
         parser: of the subcommand.
         flags: what the bundle is given by, `--model`; without, by position.
     """
-    where = "bundle folder; default: the packaged digits"
+    where = "bundle folder; default: the packaged CIFAR-10 classes"
     if flags:
         parser.add_argument(*flags, dest="model", type=Path, default=None, help=where)
     else:

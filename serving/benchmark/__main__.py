@@ -235,7 +235,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--json", type=Path, default=None, help="file for all figures")
     parser.add_argument(
         "--quick", action="store_true",
-        help="everything in short windows, by default of the packaged digits bundle",
+        help="everything in short windows, by default of the packaged bundle",
     )  # fmt: skip
     return parser
 

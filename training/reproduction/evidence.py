@@ -71,6 +71,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "teacher_short_no_sam": Experiment("cifar_no_sam", "teacher", options=SHORT),
     "nano": Experiment("cifar_nano", needs="teacher_short"),
     "nano_no_sam": Experiment("cifar_nano", needs="teacher_short_no_sam"),
+    "nano_long": Experiment(
+        "cifar_nano", needs="teacher_short_no_sam", options=("--epochs", "100", "--drw-epoch", "80")
+    ),
     "nano_no_drw": Experiment("cifar_nano", needs="teacher_short", options=NO_DRW),
     "nano_vit": Experiment("cifar_nano", options=("--no-distilled", *NO_DRW)),
 }
