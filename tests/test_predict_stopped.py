@@ -24,18 +24,25 @@ TIMEOUT_S = 60  # only ever waited for where a test fails
 FORMATS = ["csv", "jsonl", "parquet"]
 NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
 
-# `deitlt` with a runtime that says when its third call begins, and waits there.
+# `deitlt` with a runtime that says when its third call has begun and a row is written, and waits.
 HELD = """
 import signal, sys
 from itertools import count
+from threading import Event
+from deitlt.batch.output import Output
 from deitlt.cli import main
 from deitlt.runtimes import OnnxRuntime
-numbers = count(1)
+numbers, written = count(1), Event()
+def add(*arguments):
+    real_add(*arguments)
+    written.set()
 def run(*arguments):
     if next(numbers) == 3:
+        assert written.wait(30)
         print("begun", flush=True)
         sys.stdin.read()
     return real_run(*arguments)
+real_add, Output.add = Output.add, add
 real_run, OnnxRuntime.run = OnnxRuntime.run, run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
 sys.exit(main())
