@@ -7,6 +7,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     generate_latest,
     values,
 )
@@ -31,6 +32,7 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # memory, open files, processor time, start
         self._requests = Counter(
             "deitlt_requests", "Answered requests.", ["route", "status"], registry=registry
         )
@@ -128,3 +130,5 @@ class _Served(Collector):
             provider = model.classifier.runtime.provider
             family.add_metric([model.name, model.version, provider], 1)
         yield family
+        text = "Bundle folders that were written again and hold what cannot be served."
+        yield GaugeMetricFamily("deitlt_bundles_refused", text, self._models.num_refused)

@@ -7,6 +7,7 @@ submitted to, so no request is dropped; a new bundle that is damaged leaves the 
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,6 +23,11 @@ logger = logging.getLogger("deitlt.serving")
 
 Load = Callable[[Path], Classifier]
 LoadExplainer = Callable[[Bundle], Classifier | None]
+Stamp = tuple[int, int, int]
+
+# Between two tries to load a bundle that cannot be taken over and does not change, which may be for
+# want of memory or of a server, s; each pause is twice the one before.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Model:
     path: Path
     classifier: Classifier
     explainer: Classifier | None
-    stamp: tuple[int, int, int]
+    stamp: Stamp
 
     @property
     def name(self) -> str:
@@ -56,7 +62,11 @@ class Model:
 
 
 class Models:
-    """Models by name and version; the first is the default. Safe to use from many threads."""
+    """Models by name and version; the first is the default. Safe to use from many threads.
+
+    Attributes:
+        num_refused: folders that were written again and hold what cannot be taken over.
+    """
 
     def __init__(
         self,
@@ -79,6 +89,9 @@ class Models:
         self._load_explainer = load_explainer
         self._models = tuple(self._warm(path) for path in paths)
         self._refuse_twins(self._models)
+        self.num_refused = 0
+        self._refused: dict[Path, object] = {}  # what was in those folders
+        self._pause_s = self._next_try = 0.0
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -110,15 +123,33 @@ class Models:
         raise UnknownModel(f"there is no model {wanted}; served are {served}")
 
     def refresh(self) -> list[Model]:
-        """Take over bundles that were written again; returns the new models."""
+        """Take over bundles that were written again; returns the new models.
+
+        What could not be taken over is loaded again when a file of it has changed, else ever more
+        rarely.
+        """
+        pending = [model for model in self._models if _stamp(model.path) != model.stamp]
+        found: dict[Path, object] = {model.path: _stamps(model.path) for model in pending}
+        unchanged = found == self._refused
+        if unchanged and (not found or time.monotonic() < self._next_try):
+            return []
+        replaced = self._replace(pending)
+        self.num_refused = len(pending) - len(replaced)
+        self._refused = found if self.num_refused else {}
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if unchanged else FIRST_PAUSE_S
+        self._next_try = time.monotonic() + self._pause_s
+        return replaced
+
+    def _replace(self, pending: Sequence[Model]) -> list[Model]:
+        """The new models in place of these, as far as they can be loaded."""
         replaced: list[Model] = []
         # New bundles that another folder has in use, until that one is replaced too: two folders
         # may have changed places, as where the latest version is taken back.
         waiting: dict[int, Model] = {}
         for number, model in enumerate(self._models):
+            if model not in pending:
+                continue
             try:
-                if _stamp(model.path) == model.stamp:
-                    continue
                 waiting[number] = self._warm(model.path)
             except (DeitLTError, OSError) as error:
                 logger.error("%s stays in use: %s", model.version, error)
@@ -186,10 +217,19 @@ class Models:
             seen[key] = model.path
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def _stamp(path: Path) -> Stamp:
     """What of a bundle changes when it is written again; zeros where there is none."""
+    return _stamp_of(path / MANIFEST)
+
+
+def _stamps(path: Path) -> dict[str, Stamp]:
+    """The same of every file under a folder: a copy may bring the manifest before the others."""
+    return {str(file): _stamp_of(file) for file in sorted(path.rglob("*"))}
+
+
+def _stamp_of(file: Path) -> Stamp:
     try:
-        status = (path / MANIFEST).stat()
-    except FileNotFoundError:
+        status = file.stat()
+    except OSError:  # gone, or not ours to look at; who reads it will say so
         return (0, 0, 0)
     return (status.st_ino, status.st_mtime_ns, status.st_size)

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -97,6 +98,36 @@ def test_a_damaged_new_bundle_leaves_the_old_one(
     assert models.default is old
     make_bundle(served, name="c")
     assert [model.name for model in models.refresh()] == ["c"]
+
+
+def test_a_bundle_that_stays_damaged_is_loaded_again_only_now_and_then(
+    tmp_path: Path,
+    make_bundle: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("serving.models.time", SimpleNamespace(monotonic=lambda: now))
+    served = make_bundle(tmp_path / "served", name="a")
+    load = Mock(side_effect=load_cpu)
+    models = Models([served], load)
+    copied = make_bundle(tmp_path / "next", name="b")
+    sound = (copied / MODEL).read_bytes()
+    (copied / MODEL).write_bytes(sound[:-1])  # still on its way
+    replace(served, copied)
+    load.reset_mock()
+    tries = []
+    while now < 7200:
+        assert models.refresh() == []
+        tries += [now] * load.call_count
+        load.reset_mock()
+        now += 5
+    assert (tries[:4], len(tries)) == ([0, 5, 10, 15], 21)  # ten minutes apart in the end
+    assert caplog.text.count("stays in use") == len(tries)
+    assert models.num_refused == 1
+    (served / MODEL).write_bytes(sound)  # the manifest is as it was
+    assert [model.name for model in models.refresh()] == ["b"]
+    assert models.num_refused == 0
 
 
 def test_folders_may_change_places(

@@ -210,6 +210,8 @@ def test_counters_count() -> None:
         assert seen[f"deitlt_{stage}_seconds_count", ()] == 7
     assert seen["deitlt_images_per_request_sum", ()] == 9
     assert seen["deitlt_queue_waiting", ()] == 0
+    assert seen["deitlt_bundles_refused", ()] == 0
+    assert seen["process_resident_memory_bytes", ()] > 0
     predictions = sum(n for (name, _), n in seen.items() if name == "deitlt_predictions_total")
     assert predictions == 7
     unlike = [a for a in [*answers, answers[0]] if not a["experts_agree"]]
