@@ -13,9 +13,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import Message
 
-from deitlt.errors import ImageTooLarge, Overloaded, UsageError
+from deitlt.errors import ImageTooLarge, Overloaded, UnsupportedImage, UsageError
 
 Take = Callable[[int], None]
+PLAIN = "identity"
 # Values of JSON take up to 30 times the memory of their text, as `{}` does. Four pictures of 224 px
 # as lists of numbers are within this; base64 is a single value.
 MAX_JSON_VALUES = 1_000_000
@@ -84,6 +85,19 @@ def limited(request: Request, max_bytes: int, take: Take) -> Request:
         return message
 
     return Request(request.scope, receive)
+
+
+def content_encoding(request: Request, *others: str) -> str:
+    """How a body is encoded: `PLAIN`, or one of the others that are taken.
+
+    Raises:
+        UnsupportedImage: in another way.
+    """
+    encoding = request.headers.get("content-encoding", "").strip().lower() or PLAIN
+    if encoding not in (PLAIN, *others):
+        ways = " or ".join([*others, "none"])
+        raise UnsupportedImage(f"Content-Encoding is {encoding[:40]!r}; send {ways}")
+    return encoding
 
 
 async def inflated(body: bytes, max_bytes: int, take: Take) -> bytes:

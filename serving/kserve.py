@@ -33,7 +33,7 @@ from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import Pixels
 from serving.answers import refuse_vast
 from serving.backend import backend_of
-from serving.bodies import Take, inflated, limited, parse_json
+from serving.bodies import PLAIN, Take, content_encoding, inflated, limited, parse_json
 from serving.models import Model
 from serving.routes import finished
 
@@ -198,12 +198,10 @@ async def _read(
 
 async def _read_body(request: Request, max_bytes: int, take: Take) -> tuple[Any, memoryview]:
     """The JSON of a body, which may come compressed, and the binary data behind it."""
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding not in ("identity", "gzip", "deflate"):
-        raise errors.UnsupportedImage(f"Content-Encoding is {encoding[:40]!r}; send gzip or none")
+    encoding = content_encoding(request, "gzip", "deflate")
     body = await limited(request, max_bytes, take).body()
     try:
-        if encoding != "identity":
+        if encoding != PLAIN:
             body = await inflated(body, max_bytes, take)
         size = int(request.headers.get(JSON_SIZE, str(len(body)))[:12])
         _need(0 <= size <= len(body), f"{JSON_SIZE} is not within the body")

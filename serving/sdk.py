@@ -14,7 +14,7 @@ from starlette.routing import Route
 from deitlt.errors import UnsupportedImage, UsageError
 from deitlt.prediction import Options
 from serving.backend import backend_of
-from serving.bodies import Take, limited, parse_json
+from serving.bodies import Take, content_encoding, limited, parse_json
 from serving.routes import Asked, answer
 from serving.uploads import from_base64, media_type
 
@@ -37,6 +37,7 @@ def routes() -> list[Route]:
 async def classify(request: Request) -> Response:
     """Classify one image."""
     max_bytes = backend_of(request).settings.max_bytes * 4 // 3 + SPARE_BYTES
+    content_encoding(request)
     if media_type(request) != "application/json":
         raise UnsupportedImage("send application/json with the image as base64")
 

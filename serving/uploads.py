@@ -9,7 +9,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from deitlt.errors import DecodeFailed, ImageError, UnsupportedImage, UsageError
-from serving.bodies import Take, limited, parse_json
+from serving.bodies import Take, content_encoding, limited, parse_json
 
 _HAS_FILENAME = re.compile(rb";\s*filename\*?\s*=", re.IGNORECASE)
 
@@ -32,8 +32,10 @@ async def read_images(
         UsageError: nothing was sent, the form or JSON is malformed or has too many images.
         ImageTooLarge: the body has more than `max_bytes`.
         Overloaded: of `take`.
-        UnsupportedImage: the content type is neither an image's nor a form's nor JSON.
+        UnsupportedImage: the content type is neither an image's nor a form's nor JSON, or the body
+            is compressed.
     """
+    content_encoding(request)
     body = limited(request, max_bytes, take)
     kind = media_type(request)
     if kind == "multipart/form-data":

@@ -1,5 +1,8 @@
 """Requests the HTTP service refuses: each gets its status and the one error body."""
 
+import base64
+import gzip
+import json
 import random
 import socket
 
@@ -109,6 +112,17 @@ def test_another_content_type_is_415(client: TestClient, content_type: str) -> N
     headers = {"Content-Type": content_type}
     response = client.post(CLASSIFY, content=picture(), headers=headers)
     assert content_type in error_of(response, 415, "unsupported_image")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "GZip"])
+@pytest.mark.parametrize("path", [CLASSIFY, "/sdk/classify"])
+def test_a_compressed_body_is_415(client: TestClient, path: str, encoding: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    body = json.dumps({"image": base64.b64encode(picture()).decode()}).encode()
+    response = client.post(path, content=gzip.compress(body), headers=headers)
+    assert "Content-Encoding" in error_of(response, 415, "unsupported_image")
+    plain = client.post(path, content=body, headers={**headers, "Content-Encoding": "identity"})
+    assert plain.status_code == 200
 
 
 def test_bytes_of_no_image_are_415(client: TestClient) -> None:
