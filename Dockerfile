@@ -40,7 +40,7 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash serving
 USER 10001:10001
 EXPOSE 3000
 # A bundle of your own: docker run -v "$PWD/bundle:/bundle:ro" -e DEITLT_MODEL=/bundle ...
-HEALTHCHECK --interval=15s --timeout=3s --start-period=30s --start-interval=1s \
+HEALTHCHECK --interval=15s --timeout=3s --start-period=600s --start-interval=1s \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:3000/readyz', timeout=2)"]
 CMD ["bentoml", "serve", "serving.service:LongTailClassifier", "--host", "0.0.0.0", "--port", "3000"]
 

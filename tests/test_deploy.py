@@ -77,6 +77,14 @@ def test_the_pod_is_asked_on_the_port_it_has() -> None:
     assert SERVICE["spec"]["selector"] == DEPLOYMENT["spec"]["selector"]["matchLabels"] == labels
 
 
+def test_large_bundles_have_time_to_be_read() -> None:
+    probe = CONTAINER["startupProbe"]
+    start_s = probe["periodSeconds"] * probe["failureThreshold"]
+    assert start_s >= 300
+    health = STAGES["service"].last("HEALTHCHECK")
+    assert f"--start-period={start_s}s" in health
+
+
 def test_the_pod_has_time_to_finish() -> None:
     pause_s = int(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
     values = {entry["name"]: entry.get("value", "") for entry in CONTAINER["env"]}
