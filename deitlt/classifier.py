@@ -330,7 +330,7 @@ def load(
         model: bundle folder; None takes the one that comes with the package.
         variant: which form of the model, such as `int8` where the bundle has it.
         device: `auto`, `cpu` or `cuda`; `cuda` fails rather than fall back.
-        num_threads: threads inside one model call; None means all cores.
+        num_threads: threads inside one model call; None means all usable cores.
         max_pixels: images with more pixels are refused.
         fast_decode: prepare large images faster and a little differently, see `PreprocessSpec`.
 

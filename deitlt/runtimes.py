@@ -26,6 +26,7 @@ from deitlt.bundle import (
     default_bundle,
     open_bundle,
 )
+from deitlt.cores import usable_cores
 from deitlt.errors import RuntimeUnavailable, UsageError
 from deitlt.gpu import GpuThread, cause, count_gpus
 from deitlt.preprocess import Pixels, PreprocessSpec, normalise
@@ -115,7 +116,8 @@ def open_runtime(
         variant: name of the artefact.
         device: `cpu`; `cuda`, which fails rather than fall back; or `auto`, which takes CUDA where
             there is a GPU that works, but for int8, the form for CPUs.
-        num_threads: threads inside one call; None means all cores. PyTorch's are the process's.
+        num_threads: threads inside one call; None means all usable cores. PyTorch's are the
+            process's.
 
     Raises:
         UsageError: another device, or less than one thread.
@@ -173,7 +175,8 @@ class OnnxRuntime:
             model: path of the .onnx file.
             device: `cpu`; `cuda`, which refuses to start where it would fall back to the CPU; or
                 `auto`, which takes CUDA where there is a GPU that works.
-            num_threads: threads inside one call; None leaves it to ONNX Runtime (all cores).
+            num_threads: threads inside one call; None leaves it to ONNX Runtime (all cores), unless
+                this process may use fewer.
             preprocess: mean and standard deviation, for a graph that takes normalised images.
 
         Raises:
@@ -186,6 +189,8 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # int8 on CPUs without VNNI: else sums of two products are cut off at 16 bits.
         options.add_session_config_entry("session.x64quantprecision", "1")
+        if num_threads is None and usable_cores() < (os.cpu_count() or 1):
+            num_threads = usable_cores()  # ONNX Runtime knows of no container's limit
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
         wanted, settings, complaint = CPU_PROVIDER, dict[str, str](), ""
