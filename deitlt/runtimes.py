@@ -209,7 +209,7 @@ class OnnxRuntime:
             # at the start and in the middle of the work.
             self._session = self._call(
                 onnxruntime.InferenceSession,
-                str(model),
+                _as_it_opens(model),
                 options,
                 providers=[(wanted, settings)],
                 enable_fallback=0,
@@ -252,6 +252,15 @@ class OnnxRuntime:
     def _call(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """On the CPU in the thread that asks, so that calls run side by side there."""
         return self._gpu.run(call, *args, **kwargs) if self._gpu else call(*args, **kwargs)
+
+
+def _as_it_opens(model: str | Path) -> str | bytes:
+    """A graph's path for ONNX Runtime, which takes UTF-8 alone; else its content."""
+    try:
+        str(model).encode()
+    except UnicodeEncodeError:
+        return Path(model).read_bytes()
+    return str(model)
 
 
 def load_cuda(onnxruntime: Any) -> str:

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Semaphore
-from unittest.mock import Mock
 
 import numpy as np
-import onnxruntime
 import pytest
 from PIL import Image
 
@@ -263,22 +261,6 @@ def test_load_takes_a_folder_or_the_packaged_bundle(bundle_path: Path, png: Png)
     assert [own.bundle.path, packaged.bundle.path] == [bundle_path, default_bundle()]
     assert packaged.predict([png(0)])[0].label in packaged.bundle.classes
     assert own.runtime.provider == packaged.runtime.provider == "CPUExecutionProvider"
-
-
-@pytest.mark.parametrize(("limit", "wanted"), [("max", 0), ("300000", 3), ("900000", 0)])
-def test_a_containers_limit_bounds_the_threads_of_a_call(
-    limit: str, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr("deitlt.cores.CPU_LIMIT", tmp_path / "cpu.max")
-    (tmp_path / "cpu.max").write_text(f"{limit} 100000\n")
-    session = Mock(wraps=onnxruntime.InferenceSession)
-    monkeypatch.setattr("onnxruntime.InferenceSession", session)
-    deitlt.load(device="cpu")
-    assert session.call_args.args[1].intra_op_num_threads == wanted  # 0: as ONNX Runtime likes
-    deitlt.load(device="cpu", num_threads=5)
-    assert session.call_args.args[1].intra_op_num_threads == 5
 
 
 def test_together_each_gets_what_it_gets_alone(classifier: Classifier, png: Png) -> None:
