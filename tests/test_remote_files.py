@@ -1,7 +1,9 @@
 """Servers of images that fail or hold too much: said in one line or one row, never passed over."""
 
+import errno
+import os
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -43,6 +45,52 @@ def test_a_web_folder_that_cannot_be_listed_whole_is_refused(
         monkeypatch.setattr(Web, "lost", lost)
         with pytest.raises(UsageError, match=r"cannot be listed \(cannot connect to host h\)"):
             names("http://h/d/")
+
+
+class Server(Web):
+    """A file server of a kind that has no listing of its own of all files under a folder."""
+
+    protocol = ("sftp", "ssh")
+    pages: ClassVar[dict[str, list[str]]] = {
+        "/d": ["/b.png", "/sub/", "/.git/", "/"],
+        "/d/sub/": ["a.png", "notes.txt"],
+    }
+
+    def isdir(self, path: str) -> bool:
+        return path in self.pages
+
+
+def test_a_folder_on_a_server_that_cannot_be_listed_whole_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote_files, "_open", lambda url: (Server(), "/d"))
+    assert names("sftp://h/d") == ["sftp://h/d/b.png", "sftp://h/d/sub/a.png"]
+    for lost in Server.pages:
+        monkeypatch.setattr(Server, "lost", lost)
+        with pytest.raises(UsageError, match=r"cannot be listed \(cannot connect to host h\)"):
+            names("sftp://h/d")
+
+
+def test_a_file_url_is_walked_as_the_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("photos/a.png", "photos/.hidden/b.png", "elsewhere/c.png", "photos/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "ring").symlink_to(tmp_path / "photos")
+    url = (tmp_path / "photos").as_uri()
+    assert names(url) == [f"{url}/a.png", f"{url}/linked/c.png"]
+    scandir = os.scandir
+
+    def failing(path: str) -> Any:
+        if str(path).endswith("linked"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", failing)
+    with pytest.raises(UsageError, match=r"cannot be listed .*Permission denied"):
+        names(url)
 
 
 def test_a_vast_member_of_a_tar_behind_a_url_is_not_fetched(

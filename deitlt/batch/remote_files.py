@@ -9,7 +9,7 @@ from typing import IO, Any
 from deitlt.batch.places import Place
 from deitlt.batch.tar_files import is_tar, tar_members
 from deitlt.errors import DeitLTError, ImageTooLarge, OpenFailed, UsageError
-from deitlt.image_files import MAX_BYTES
+from deitlt.image_files import MAX_BYTES, walk
 from deitlt.preprocess import SUFFIXES
 
 WEB = ("http", "https")
@@ -109,18 +109,35 @@ def _listed(system: Any, path: str) -> list[str]:
         found = map(str, system.glob(path))
         return sorted(file for file in found if _is_visible(file, top) and not system.isdir(file))
     if path.endswith("/") if web else system.isdir(path):
-        found = map(str, _linked(system, path) if web else system.find(path))
+        found = map(str, _found(system, path))
         return sorted(file for file in found if _is_visible(file, path) and _is_image(file))
     return [path] if web or system.exists(path) else []
 
 
-def _linked(system: Any, top: str) -> list[str]:
-    """Files that a web server's page of a folder links to, and the pages of folders in it.
+def _found(system: Any, top: str) -> Iterator[str]:
+    """All files under a folder, and some hidden ones.
 
-    What `find` gives, but that passes over every page which cannot be had, as of a server that is
-    gone. A link that leads nowhere is passed over here, too.
+    What `find` gives, but that of most file systems passes over every folder which cannot be
+    listed, as on a server that is gone; object stores have one of their own. Names that lead
+    nowhere, as links of a web page do, are passed over here, too.
     """
-    files, folders = set[str](), [top]
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.implementations.local import LocalFileSystem
+
+    if isinstance(system, LocalFileSystem):  # whose own way leaves out linked folders
+        for _, entry in walk(top):
+            if isinstance(entry, OSError):
+                raise entry
+            if entry is not None:
+                yield entry.path
+        return
+    kind = type(system)
+    general = getattr(kind, "_find", AsyncFileSystem._find) is AsyncFileSystem._find
+    if not (general and kind.find is AbstractFileSystem.find):
+        yield from system.find(top)
+        return
+    files, folders, seen = set[str](), [top], {top.rstrip("/")}
     while folders:
         try:
             entries = system.ls(folders.pop(), detail=True)
@@ -128,11 +145,13 @@ def _linked(system: Any, top: str) -> list[str]:
             continue
         for entry in entries:
             name = str(entry["name"])
+            bare = name.rstrip("/")
             if entry["type"] != "directory":
                 files.add(name)
-            elif not name.rstrip("/").rpartition("/")[2].startswith("."):
+            elif bare not in seen and not bare.rpartition("/")[2].startswith("."):
+                seen.add(bare)  # some list a folder in itself
                 folders.append(name)
-    return sorted(files)
+    yield from files
 
 
 def _is_visible(file: str, top: str) -> bool:
