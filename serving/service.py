@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import uuid
+import warnings
 from typing import Any
 
 import bentoml
@@ -61,6 +62,9 @@ class LongTailClassifier:
     def __init__(self) -> None:
         # BentoML logs warnings alone of others; that a new version took over is to be seen too.
         logging.getLogger("deitlt.serving").setLevel(logging.INFO)
+        # What Pillow warns of is decoded all the same or refused. Python logs each text once, and
+        # keeps them all; some name a size, of which clients can think of any number.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         settings = Settings.from_environ(os.environ)
         self.log = start_access_log() if settings.access_log else None
         self.backend = Backend.start(settings)

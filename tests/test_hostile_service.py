@@ -1,6 +1,7 @@
 """Hundreds of hostile images against the decoder, the classifier and a real server."""
 
 import gzip
+import io
 import json
 import select
 import socket
@@ -16,6 +17,7 @@ import httpx
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
+from PIL import Image
 
 from deitlt.classifier import Classifier, load
 from deitlt.errors import ImageError
@@ -30,6 +32,7 @@ from tests.service_support import (
     CLASSIFY,
     PATIENCE_S,
     error_of,
+    in_process,
     picture,
     plain,
     without_envelope,
@@ -279,3 +282,15 @@ def test_what_is_not_http_has_the_one_error_body(site: tuple[str, psutil.Process
         head, _, body = client.recv(4096).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert json.loads(body)["error"]["code"] == "bad_request"
+
+
+def test_pillows_warnings_are_not_collected() -> None:
+    """A client could have any number of them logged and kept, as they name the size."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        with in_process() as client:
+            for side in (9_001, 9_002):
+                buffer = io.BytesIO()
+                Image.new("1", (10_000, side)).save(buffer, "PNG")
+                error_of(client.post(CLASSIFY, content=buffer.getvalue()), 413, "too_large")
+    assert [each for each in caught if "DecompressionBomb" in each.category.__name__] == []
