@@ -145,6 +145,13 @@ def test_a_text_lists_files_relative_to_it(tree: Path) -> None:
     assert [content(source) for source in sources] == [b"sub/c.jpeg", b"odd", b"b.png"]
 
 
+@pytest.mark.parametrize("data", ["b.png\n".encode("utf-16"), b"b.png\0a.png\0", b"PAR1\0\x15\n"])
+def test_a_list_that_is_no_text_is_refused(data: bytes, tree: Path) -> None:
+    (tree / "list.txt").write_bytes(data)
+    with pytest.raises(DataError, match=r"list\.txt: not a text with a path a line.*UTF-8"):
+        find_sources([], [str(tree / "list.txt")])
+
+
 def test_inputs_and_lists_come_in_the_order_given(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

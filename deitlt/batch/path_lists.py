@@ -44,20 +44,29 @@ def csv_paths(file: Path) -> Iterator[str]:
 
 
 def text_paths(file: Path) -> Iterator[str]:
-    """The lines of a text file, without empty ones."""
+    """The lines of a text file, without empty ones; raises what `line_paths` does."""
     stream = file.open("rb")
 
     def lines() -> Iterator[str]:
         with stream:
-            yield from line_paths(stream)
+            yield from line_paths(stream, str(file))
 
     return lines()
 
 
-def line_paths(stream: Iterable[bytes]) -> Iterator[str]:
-    """Lines as paths; what is no UTF-8 comes back byte for byte, as file names do."""
+def line_paths(stream: Iterable[bytes], name: str) -> Iterator[str]:
+    """Lines as paths; what is no UTF-8 comes back byte for byte, as file names do.
+
+    Raises:
+        DataError: it is no text, such as a Parquet file, or one in UTF-16; the line names `name`.
+    """
     for number, line in enumerate(stream):
         bare = line.rstrip(b"\r\n")
+        if number == 0 and b"\0" in bare:
+            raise DataError(
+                f"{name}: not a text with a path a line, its first line holds a NUL byte; save it "
+                "as UTF-8 text or as .csv (of find take -print, not -print0)"
+            )
         if number == 0:
             bare = bare.removeprefix(b"\xef\xbb\xbf")  # how some editors begin a text
         if bare:

@@ -60,7 +60,7 @@ def find_sources(inputs: Sequence[str], lists: Sequence[str] = ()) -> Iterator[S
 
     Raises:
         UsageError: an input does not exist, or there is no image at all.
-        DataError: a CSV has no column of paths.
+        DataError: a CSV has no column of paths, or a list is no text.
     """
     alone = len(inputs) + len(lists) == 1
     parts = [_input(item, alone=alone) for item in inputs] + [_listed(item) for item in lists]
@@ -119,7 +119,7 @@ def _listed(item: str) -> Iterator[Source]:
     if item == STDIN:
         if sys.stdin is None:
             raise UsageError("-: standard input is closed")
-        return (_listed_source(text, Path()) for text in line_paths(sys.stdin.buffer))
+        return (_listed_source(text, Path()) for text in line_paths(sys.stdin.buffer, item))
     file = Path(item)
     if not file.exists():
         raise UsageError(f"{item}: there is no such list of files")
