@@ -153,6 +153,23 @@ def test_another_bundle_is_refused(
     assert "another run (bundle changed)" in capsys.readouterr().err
 
 
+def test_rows_of_two_versions_of_the_package_are_not_mixed(
+    photos: Path,
+    tmp_path: Path,
+    breaks_off: BreakOff,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    breaks_off(2)
+    with pytest.raises(Ended):
+        predict(photos, "--output", tmp_path / "rows.csv")
+    breaks_off(99)
+    monkeypatch.setattr("deitlt.commands.predict.__version__", "99.0")
+    assert predict(photos, "--output", tmp_path / "rows.csv") == 2
+    assert '"99.0"' in capsys.readouterr().err
+    assert predict(photos, "--output", tmp_path / "rows.csv", "--overwrite") == 0
+
+
 def test_inputs_that_changed_are_refused_and_new_ones_behind_are_taken(
     photos: Path,
     tmp_path: Path,

@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from deitlt import __version__
 from deitlt.batch.inference import choose_plan
 from deitlt.batch.output import Output, check_output
 from deitlt.batch.pipeline import predict_iter
@@ -275,6 +276,7 @@ def _fingerprint(arguments: argparse.Namespace, engine: _Engine, layout: Layout)
     items = [*arguments.inputs, *arguments.filepaths]
     is_relative = not all(is_url(item) or os.path.isabs(item) for item in items)
     return {
+        "deitlt": __version__,
         "bundle": engine.bundle.manifest["sha256"],
         "variant": arguments.variant,
         "device": engine.provider,
