@@ -112,8 +112,8 @@ class Metrics:
             self._stages[stage].observe(seconds)
         labels = (model.name, model.version, prediction.group)
         self._predictions.labels(*labels).inc()
-        if prediction.experts_agree is False:
-            self._disagreements.labels(*labels).inc()
+        if prediction.experts_agree is not None:  # 0 counts too: a share can be had of it
+            self._disagreements.labels(*labels).inc(not prediction.experts_agree)
 
 
 class _Served(Collector):

@@ -224,6 +224,17 @@ def test_counters_count() -> None:
     assert not any("scan" in str(labels) for _, labels in seen)
 
 
+def test_a_group_whose_experts_agree_has_a_nought_to_divide_by(classifier: Classifier) -> None:
+    images = map(picture, range(100))
+    agreed = next(i for i in images if classifier.predict([i])[0].experts_agree)
+    with service() as client:
+        answer = client.post(CLASSIFY, content=agreed).json()
+        seen = counts(client)
+    about = {"group": answer["group"], "model": "digits", "version": answer["model"]["version"]}
+    assert seen["deitlt_predictions_total", tuple(about.items())] == 1
+    assert seen["deitlt_expert_disagreements_total", tuple(about.items())] == 0
+
+
 def test_a_key_is_asked_for() -> None:
     with service({"DEITLT_API_KEY": "sesame"}) as client:
         for path in (CLASSIFY, "/v1/models", "/metrics", "/nothing"):
