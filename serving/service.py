@@ -14,6 +14,7 @@ from typing import Any
 import bentoml
 import uvicorn.config
 
+from deitlt.errors import DeitLTError
 from deitlt.prediction import Options
 from serving.access_log import start_access_log
 from serving.answers import result
@@ -21,7 +22,7 @@ from serving.backend import Backend
 from serving.frontend import Frontend, FrontendFirst
 from serving.sdk import PATH
 from serving.settings import Settings
-from serving.startup import why_not
+from serving.startup import give_up, why_not
 from serving.uploads import from_base64
 
 frontend = Frontend()
@@ -67,7 +68,12 @@ class LongTailClassifier:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         settings = Settings.from_environ(os.environ)
         self.log = start_access_log() if settings.access_log else None
-        self.backend = Backend.start(settings)
+        try:
+            self.backend = Backend.start(settings)
+        except DeitLTError as error:
+            if bentoml.server_context.worker_index is None:  # an object in another's process
+                raise
+            give_up(error)
         frontend.attach(self.backend)
         self.ready = True
 

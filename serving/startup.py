@@ -3,19 +3,25 @@
 DEITLT_MODEL=bundle/ DEITLT_DEVICE=cuda python -m serving.startup
 """
 
+import logging
 import os
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from deitlt.errors import DeitLTError
 from serving.backend import Backend
 from serving.settings import Settings
 
+logger = logging.getLogger("deitlt.serving")
+
 OK, WRONG_USE = 0, 2
+PAUSE_S = 5.0
 
 
 def why_not() -> str | None:
@@ -32,6 +38,17 @@ def why_not() -> str | None:
         return None
     lines = said.strip().splitlines()
     return lines[-1] if lines else f"the start-up check ended with status {status}"
+
+
+def give_up(error: DeitLTError) -> NoReturn:
+    """End a worker that cannot start, as where its bundle was damaged since the check, in one line.
+
+    BentoML starts the next at once, for ever; raising would have it log two tracebacks each time.
+    """
+    logger.critical("this worker cannot start, the next one tries in %g s: %s", PAUSE_S, error)
+    logging.shutdown()
+    time.sleep(PAUSE_S)
+    os._exit(WRONG_USE)
 
 
 def _try_forked() -> tuple[int, str]:

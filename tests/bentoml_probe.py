@@ -23,7 +23,7 @@ class Probe:
             raise SystemExit(3)
 
     def __init__(self) -> None:
-        note("init")
+        note(f"init worker={bentoml.server_context.worker_index}")
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def begin(self) -> None:

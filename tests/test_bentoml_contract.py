@@ -269,6 +269,12 @@ def test_hooks_run_in_order_and_shutdown_after_what_is_in_flight(probed: Probed)
     assert probed.status == 0
 
 
+def test_a_worker_has_a_number(probed: Probed) -> None:
+    """serving/service.py ends a worker that cannot start, and no process that is none."""
+    assert "init worker=1" in probed.notes
+    assert bentoml.server_context.worker_index is None
+
+
 def test_startup_runs_where_uvicorn_took_sigterm(probed: Probed) -> None:
     """serving/drain.py takes the signal over from there."""
     (startup,) = (note for note in probed.notes if note.startswith("startup"))

@@ -30,6 +30,17 @@ print(startup.why_not())
 """
 
 
+# A worker of `bentoml serve`, in which the check before has found nothing wrong.
+WORKER = """
+import bentoml
+from serving import service, startup
+
+startup.PAUSE_S = 0
+bentoml.server_context.worker_index = 1
+service.LongTailClassifier()
+"""
+
+
 def printed(script: str, **variables: str) -> list[str]:
     """What a fresh interpreter prints; nothing may go to standard error."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("DEITLT_")}
@@ -91,3 +102,13 @@ def test_onnxruntime_tells_nobody_of_the_model(use: str, tmp_path: Path) -> None
     command = [sys.executable, "-c", f"import {use}"]
     subprocess.run(command, env=environ, check=True, timeout=60)
     assert list(tmp_path.rglob("*onnxruntime*")) == []
+
+
+def test_a_worker_that_cannot_start_any_more_is_one_line(tmp_path: Path) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(CHECKOUT), "DEITLT_MODEL": str(tmp_path)}
+    command = [sys.executable, "-c", WORKER]
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert "this worker cannot start" in line
+    assert f"{tmp_path}: not a bundle" in line
