@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -143,6 +144,20 @@ def test_a_text_lists_files_relative_to_it(tree: Path) -> None:
     sources = list(find_sources([], [str(tree / "list.txt")]))
     assert [os.fsencode(source.filename) for source in sources] == [b"sub/c.jpeg", odd, b"b.png"]
     assert [content(source) for source in sources] == [b"sub/c.jpeg", b"odd", b"b.png"]
+
+
+def test_a_pipe_lists_files_relative_to_the_current_folder(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `--filepaths <(find photos)`."""
+    monkeypatch.chdir(tree)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("b.png\n",))
+    writer.start()
+    (source,) = find_sources([], [str(pipe)])
+    writer.join()
+    assert content(source) == b"b.png"
 
 
 @pytest.mark.parametrize("data", ["b.png\n".encode("utf-16"), b"b.png\0a.png\0", b"PAR1\0\x15\n"])

@@ -56,7 +56,7 @@ def find_sources(inputs: Sequence[str], lists: Sequence[str] = ()) -> Iterator[S
     Args:
         inputs: as above.
         lists: CSV or text files of paths, relative to where the list lies; `-` for standard input,
-            relative to the current folder.
+            relative to the current folder, as those of a pipe are.
 
     Raises:
         UsageError: an input does not exist, or there is no image at all.
@@ -126,7 +126,9 @@ def _listed(item: str) -> Iterator[Source]:
     if file.is_dir():
         raise UsageError(f"{item}: is a folder; a list of files is a .csv or a text file")
     paths = csv_paths(file) if file.suffix.lower() == ".csv" else text_paths(file)
-    return (_listed_source(text, file.parent) for text in paths)
+    # Of a shell's <(...) its place among the open files says nothing of where the images are.
+    folder = Path() if _is_pipe(item) else file.parent
+    return (_listed_source(text, folder) for text in paths)
 
 
 def _listed_source(text: str, folder: Path) -> Source:
