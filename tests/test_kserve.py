@@ -1,5 +1,6 @@
 """The Open Inference Protocol, asked by NVIDIA's own client over a socket."""
 
+import gzip
 import json
 import os
 from base64 import b64encode
@@ -117,6 +118,9 @@ def test_nested_lists_are_the_same_as_a_flat_one(http: httpx.Client) -> None:
         for data in (numbers.tolist(), numbers.ravel().tolist())
     )
     assert nested == flat
+    packed = gzip.compress(images(data=numbers.tolist()))
+    answer = http.post(INFER, content=packed, headers={"Content-Encoding": "GZip"})
+    assert answer.json()["outputs"] == flat
 
 
 @pytest.mark.parametrize("binary", [True, False])
