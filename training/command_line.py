@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -81,10 +82,9 @@ def run_program(
             advice = "train with a smaller --micro-batch-size (gradients add up) or a smaller model"
             raise UsageError(f"the GPU's memory is full; {advice}") from error
         except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+            if (remedy := _remedy(error)) is None:
                 raise
-            advice = "allow more memory (Docker: --shm-size) or pass fewer --workers, then --resume"
-            raise UsageError(f"{str(error).strip('. ')}; {advice}") from error
+            raise UsageError(f"{str(error).splitlines()[0].strip('. ')}; {remedy}") from error
         except Stopped as stop:
             if speaks():  # of many processes one does
                 print(f"{program}: {stop}", file=sys.stderr)
@@ -95,6 +95,16 @@ def run_program(
             return INTERRUPTED_STATUS
 
     return end_in_one_line(program, checked, interrupted=interrupted, say=say_failure)
+
+
+def _remedy(error: RuntimeError) -> str | None:
+    """What to do where the machine has failed; None if the program has."""
+    if str(error).startswith("DataLoader worker"):
+        return "allow more memory (Docker: --shm-size) or pass fewer --workers, then --resume"
+    # Of a GPU that is gone, or of a kernel: then the traceback of where it was noticed misleads.
+    if str(error).startswith("CUDA error") and os.environ.get("CUDA_LAUNCH_BLOCKING") != "1":
+        return "train on with --resume; if it comes again, CUDA_LAUNCH_BLOCKING=1 shows where"
+    return None
 
 
 def pick_recipe(
