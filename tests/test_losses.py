@@ -1,6 +1,7 @@
 """Losses against published values, timm's and torch's own functions, and the formulas by hand."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,10 @@ def test_re_weighting_starts_at_its_epoch_with_the_published_weights() -> None:
     assert weight is not None
     published = [0.051, 0.077, 0.121, 0.195, 0.319, 0.525, 0.868, 1.443, 2.409, 3.993]
     np.testing.assert_allclose(weight.numpy(), published, atol=5e-4)
+    weight = drw_weight([2, 1], 0.5, epoch=0, start=0)
+    assert weight is not None
+    # (1 - 1/2) / (1 - 1/4) and 1, scaled to sum to 2.
+    np.testing.assert_allclose(weight.numpy(), [0.8, 1.2], rtol=1e-6)
 
 
 def test_cross_entropy_is_timms_soft_target_loss_and_torchs_own() -> None:
@@ -78,6 +83,50 @@ def test_cross_entropy_is_timms_soft_target_loss_and_torchs_own() -> None:
 def test_the_two_losses_share_alpha() -> None:
     loss = deit_lt_loss(torch.tensor(2.0), torch.tensor(4.0), alpha=0.25)
     assert loss.item() == pytest.approx(2.5)
+
+
+def softmax_loss(scores: np.ndarray) -> float:
+    """Mean cross-entropy of `LABELS`."""
+    own = scores[np.arange(len(LABELS)), LABELS]
+    return float((np.log(np.exp(scores).sum(axis=1)) - own).mean())
+
+
+def focal_loss(logits: np.ndarray, gamma: float, beta: float) -> float:
+    """Class-balanced focal loss of `LABELS` (Cui et al. 2019, equations 8 and 9)."""
+    chances = 1 / (1 + np.exp(np.where(np.eye(4)[LABELS] == 1, -logits, logits)))
+    losses = -((1 - chances) ** gamma * np.log(chances)).sum(axis=1)
+    weight = (1 - beta) / (1 - beta ** np.array(COUNTS))
+    return float((losses * (4 * weight / weight.sum())[LABELS]).mean())
+
+
+@pytest.mark.parametrize(
+    ("tau", "gamma", "beta", "margin"), [(1, None, 0.9999, 0.5), (0.6, 3, 0.9, 0.2)]
+)
+def test_options_of_head_losses_stand_where_the_formulas_have_them(
+    tau: float, gamma: float | None, beta: float, margin: float
+) -> None:
+    logits = some_logits()
+    given: dict[str, Any] = {
+        "tau": tau,
+        "gamma": gamma,
+        "beta": beta,
+        "max_margin": margin,
+        "scale": 30.0,
+    }
+    options = {} if gamma is None else given  # the first row has the defaults
+    z, counts = logits.double().numpy(), np.array(COUNTS)
+    prior = np.log(counts / counts.sum())
+    share = (counts / counts.max()) ** (0.15 if gamma is None else gamma)
+    cosine = z - np.eye(4)[LABELS] * margin * (counts / counts.min()) ** -0.25
+    right: dict[HeadLoss, float] = {
+        "logit_adjustment": softmax_loss(z + tau * prior),
+        "vs": softmax_loss(share * z + tau * prior),
+        "cb_focal": focal_loss(z, 2 if gamma is None else gamma, beta),
+        "ldam": softmax_loss(30 * cosine),
+    }
+    for name, expected in right.items():
+        loss = head_loss(name, COUNTS, **options)
+        assert loss(logits, LABELS).item() == pytest.approx(expected, rel=1e-5), name
 
 
 def a_loss(name: HeadLoss) -> nn.Module:

@@ -155,3 +155,5 @@ def test_the_official_steps_of_the_radius() -> None:
         *(0.05, 0.05, 0.1, 0.1, 0.5, 0.5, 0.6, 0.6)
     ]
     assert rho_at(199, ((0, 0.8),)) == 0.8
+    falling = ((0, 0.8), (10, 0.0), (20, 0.2))
+    assert [rho_at(epoch, falling) for epoch in (9, 10, 20)] == [0.8, 0.0, 0.2]
