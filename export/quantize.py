@@ -44,7 +44,7 @@ def quantize_int8(
         keep_float: those of `LAYERS` that stay float32.
     """
     graph = onnx.load(str(source))
-    layers = {node.name: _layer(node, graph) for node in graph.graph.node if node.op_type == "Gemm"}
+    layers = {node.name: _layer(node) for node in graph.graph.node if node.op_type == "Gemm"}
     quantized = [
         name for name, layer in layers.items() if layer in LAYERS and layer not in keep_float
     ]
@@ -109,7 +109,7 @@ def _without_advice() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _layer(node: onnx.NodeProto, graph: onnx.ModelProto) -> str:
+def _layer(node: onnx.NodeProto) -> str:
     """`fc1` of `blocks.3.fc1.weight`, however the exporter may have named the node."""
     parts = node.input[1].split(".")
     return parts[-2] if len(parts) > 1 else ""

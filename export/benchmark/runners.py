@@ -209,7 +209,6 @@ class BoundOnnx:
         self._opening = opening
         self._session = open_session(opening)
         self._buffers: dict[int, _Buffers] = {}
-        self._current: _Buffers | None = None
 
     def prepare(self, images: Images) -> Callable[[], Any]:
         """See `Runner`; the images are on the device when this returns."""
