@@ -98,9 +98,6 @@ def load_splits(
     if pool is None:
         raise DataError(f"{source}: has no training images")
     num_classes = len(pool.classes)
-    if (pool.counts() == 0).any():
-        empty = pool.classes[int(np.flatnonzero(pool.counts() == 0)[0])]
-        raise DataError(f"{source}: class {empty!r} has no training images")
     factor, subset_seed, val_fraction, split_seed = (recipe[name] for name in DRAWING)
     if factor is not None:
         pool = pool.subset(long_tailed_subset(pool.labels, num_classes, factor, subset_seed))

@@ -96,6 +96,19 @@ def test_data_without_training_images_is_refused(tmp_path: Path) -> None:
         split(tmp_path / "data.csv", imbalance_factor=None)
 
 
+def test_no_group_is_trained_on_and_held_out(tmp_path: Path) -> None:
+    rows = ["image_path,label,group"]
+    for number in range(40):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{'ab'[number % 2]},site {number // 4}")
+    (tmp_path / "data.csv").write_text("\n".join(rows))
+    splits = split(tmp_path / "data.csv", imbalance_factor=None, val_fraction=0.2)
+    assert splits.val is not None
+    assert splits.val.counts().tolist() == [4, 4]
+    sites = [{int(path.stem) // 4 for path in s.paths} for s in (splits.train, splits.val)]
+    assert sites[0].isdisjoint(sites[1])
+
+
 def test_evaluation_sees_what_deployment_sees(tree: Path) -> None:
     recipe = replace(teachers.digits(), crop_pct=0.8)
     images = split(tree, imbalance_factor=None).train

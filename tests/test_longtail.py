@@ -142,6 +142,13 @@ def test_papers_index_groups(factor: float, classes: int, cuts: tuple[int, int])
     assert groups["tail"] == list(range(high, classes))
 
 
+def test_other_numbers_of_classes_are_cut_as_ten_are() -> None:
+    groups = head_mid_tail(range(20, 0, -1))
+    assert [groups[name] for name in ("head", "mid", "tail")] == [
+        *([*range(6)], [*range(6, 14)], [*range(14, 20)])
+    ]
+
+
 def test_groups_follow_the_counts_not_the_class_index() -> None:
     counts = exponential_counts(5000, 10, 100)
     shuffle = np.random.default_rng(0).permutation(10)
