@@ -1,6 +1,7 @@
 """Figures of an evaluation against scikit-learn, naive loops, cases by hand, and simulation."""
 
 import json
+import random
 from collections.abc import Mapping
 from itertools import islice
 
@@ -166,6 +167,38 @@ def test_bootstrap_intervals_cover_the_truth(
         ece.append(low <= overconfidence <= high)
     assert np.mean(f1) > 0.89  # 95 %, less three standard errors of this simulation
     assert np.mean(ece) > 0.89
+
+
+def test_bootstrap_intervals_are_those_of_a_plain_bootstrap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three classes, one of five images: F1 and calibration lie far from the resamples' middle."""
+    monkeypatch.setattr("deitlt.evaluation.resampling.NUM_RESAMPLES", 3000)
+    generator = np.random.default_rng(1)
+    labels = np.repeat([0, 1, 2], [40, 20, 5])
+    predicted = np.where(generator.random(65) < 0.7, labels, (labels + 1) % 3)
+    confidence = generator.uniform(0.7, 1, 65)
+
+    def figures(chosen: list[int]) -> tuple[float, float]:
+        true, named = labels[chosen], predicted[chosen]
+        f1 = [
+            2 * ((true == c) & (named == c)).sum() / ((true == c).sum() + (named == c).sum())
+            for c in range(3)
+        ]
+        return float(np.mean(f1)), expected_calibration_error(confidence[chosen], true == named)
+
+    draw = random.Random(0).choices
+    members = [np.flatnonzero(labels == c).tolist() for c in range(3)]
+    value = np.array(figures([*range(65)]))
+    drawn = np.array(
+        [figures([i for m in members for i in draw(m, k=len(m))]) for _ in range(3000)]
+    )
+    reach = np.abs(np.percentile(drawn, [2.5, 97.5], axis=0) - value).max(axis=0)
+    found = intervals(labels, HeadAnswers(predicted, confidence, ClassBins(3)), {})
+    for interval, middle, far in zip(
+        (found.macro_f1, found.ece["all"][1]), value, reach, strict=True
+    ):
+        assert interval == pytest.approx((middle - far, middle + far), abs=0.05 * far)
 
 
 def test_agreement_by_hand() -> None:

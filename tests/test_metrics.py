@@ -50,6 +50,9 @@ def test_figures_are_scikit_learns(absent: tuple[int, ...]) -> None:
         labels, predicted, labels=np.unique(labels), average="macro"
     )
     assert figures.macro_f1 == pytest.approx(expected)
+    confidence = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+    expected = expected_calibration_error(confidence, predicted == labels)
+    assert figures.ece == pytest.approx(expected)
     matrix = sklearn_metrics.confusion_matrix(labels, predicted, labels=range(10))
     assert (confusion_matrix(labels, predicted, 10) == matrix).all()
     for label, accuracy in enumerate(figures.per_class):
@@ -102,6 +105,11 @@ def test_wilson_by_hand() -> None:
 def test_mean_recall_of_one_class_is_wilsons() -> None:
     accuracy = mean_recall(np.array([8]), np.array([10]))
     assert accuracy.interval == pytest.approx(wilson_interval(0.8, 10))
+
+
+def test_mean_recall_of_like_classes_is_wilsons_of_all_their_images() -> None:
+    accuracy = mean_recall(np.array([8] * 25), np.array([10] * 25))
+    assert accuracy.interval == pytest.approx(wilson_interval(0.8, 250))
 
 
 def test_all_right_on_a_handful_is_not_certain() -> None:
@@ -187,7 +195,9 @@ def test_per_class_csv() -> None:
     rows = list(csv.DictReader(io.StringIO(per_class_csv(names, COUNTS, figures))))
     assert [row["label"] for row in rows] == names
     assert [row["group"] for row in rows] == ["head"] * 3 + ["mid"] * 4 + ["tail"] * 3
+    assert [int(row["train_images"]) for row in rows] == COUNTS
     assert rows[8]["average"] == ""
+    assert rows[8]["images"] == "0"
     recall = figures["cls"].per_class[0].value
     assert recall is not None
     assert float(rows[0]["cls"]) == pytest.approx(recall, abs=5e-5)
