@@ -225,6 +225,8 @@ def test_agreement_by_hand() -> None:
     assert (tail.share.value, tail.share.num_images) == (1 / 3, 3)
     assert (tail.if_agree["cls"].value, tail.if_agree["cls"].num_images) == (1, 1)
     assert mid.share.value is None
+    # The two disagreements are of the tail.
+    assert agreement["head"].if_disagree["cls"].num_images == 0
 
 
 def test_claims_count_classes_with_too_few_images() -> None:
@@ -256,3 +258,4 @@ def test_figures_are_json_with_the_names_of_absent_classes() -> None:
     low, high = average["macro_f1_interval"]
     assert low <= average["macro_f1"] <= high
     assert average["groups"]["head"]["num_images"] == np.isin(labels, (1, 2)).sum()
+    assert set(average["ece_groups"]) == set(all_groups(COUNTS))

@@ -276,6 +276,7 @@ def test_logits_that_are_not_finite_are_refused(value: float, kind: Any) -> None
     variant[[5, 995], [0, 9]] = value  # also where the class would still be right
     gate = judge("fp16", LABELS, one_hot(LABELS), variant, COUNTS)
     assert gate.refusal() == "fp16: 2 of 1000 images give NaN or infinite logits"
+    assert gate.loses
     assert gate.overall.difference == pytest.approx(-0.002)
 
 
