@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from tests.browser_support import Tab
     from tests.kserve_support import Server
+    from tests.page_support import World
+    from tests.predict_support import BreakOff
     from tests.triton_support import Environment
 
 pytest.register_assert_rewrite("tests.export_support", "tests.service_support")
@@ -139,6 +141,27 @@ def class_tree(png: Callable[[int], bytes]) -> Callable[[Path, Mapping[str, int]
     return make
 
 
+@pytest.fixture
+def breaks_off(monkeypatch: pytest.MonkeyPatch) -> "BreakOff":
+    """Has `deitlt predict` use a classifier that costs nothing, and end after so many images."""
+    from deitlt.batch.pipeline import predict_iter
+    from tests.predict_support import Ended, hash_classifier
+
+    classifier = hash_classifier()
+    monkeypatch.setattr("deitlt.commands.predict.open_model", lambda arguments, bundle: classifier)
+
+    def after(count: int) -> None:
+        def broken(*arguments: Any, **named: Any) -> Iterator[object]:
+            for number, item in enumerate(predict_iter(*arguments, **named)):
+                if number == count:
+                    raise Ended
+                yield item
+
+        monkeypatch.setattr("deitlt.commands.predict.predict_iter", broken)
+
+    return after
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """scikit-learn's digits as PNG files, 1,300 to train on and 440 to test on."""
@@ -228,3 +251,24 @@ def opened(browser_python: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
     with browse(browser_python, tmp_path_factory.mktemp("browsing")) as tab:
         yield tab
+
+
+@pytest.fixture
+def world(served_world: "World") -> "World":
+    """What the pages of a file ask, its `served_world`, with nothing asked so far."""
+    served_world.queries.clear()
+    served_world.instead.clear()
+    return served_world
+
+
+@pytest.fixture
+def tab(opened: "Tab", world: "World") -> Iterator["Tab"]:
+    """Its page in a window of a desktop; at the end nothing has left this machine."""
+    opened.resize(1280, 900)
+    opened.prefer(prefers_color_scheme="light", prefers_reduced_motion="reduce")
+    opened.open(world.url)
+    opened.until("document.querySelector('#model dd')")
+    yield opened
+    opened.js("0")  # takes in what was reported until now
+    own = (world.url, f"blob:{world.url}")
+    assert [url for url in opened.requests if not url.startswith(own)] == []

@@ -4,14 +4,13 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.sources import Source, find_sources
 from deitlt.bundle import open_bundle
 from deitlt.classifier import Classifier
@@ -21,8 +20,8 @@ from deitlt.preprocess import Pixels
 from deitlt.runtimes import Outputs
 from tests.bundle_support import DIGITS
 
+FORMATS = ["csv", "jsonl", "parquet"]
 COMPRESSIONS = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz"}
-
 
 BreakOff = Callable[[int], None]
 
@@ -71,6 +70,11 @@ def read_rows(output: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
+def file_names(output: Path) -> list[str]:
+    """What the rows of an output are of, in order."""
+    return [row["filename"] for row in read_rows(output)]
+
+
 def names(*inputs: object, lists: Iterable[object] = ()) -> list[str]:
     sources = find_sources([str(item) for item in inputs], [str(item) for item in lists])
     return [source.filename for source in sources]
@@ -98,22 +102,4 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 class Ended(Exception):
-    """What `breaking_off` breaks off with."""
-
-
-def breaking_off(monkeypatch: pytest.MonkeyPatch) -> BreakOff:
-    """Has runs use a classifier that costs nothing, and end after so many images."""
-    classifier = hash_classifier()
-    monkeypatch.setattr("deitlt.commands.predict.open_model", lambda arguments, bundle: classifier)
-
-    def after(count: int) -> None:
-        def broken(*arguments: Any, **named: Any) -> Iterator[object]:
-            results = predict_iter(*arguments, **named)
-            for number, item in enumerate(results):
-                if number == count:
-                    raise Ended
-                yield item
-
-        monkeypatch.setattr("deitlt.commands.predict.predict_iter", broken)
-
-    return after
+    """What the fixture `breaks_off` breaks off with."""

@@ -1,8 +1,5 @@
 """Each writer of the export on a disk that fills up: an `OSError`, which the program prints."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from export.fuse import FusedStudent
 from export.quantize import quantize_int8
 from export.to_onnx import export_onnx
 from export.variants import VARIANTS
+from tests.disk_support import largest_file
 from tests.export_support import card_of, noise_student, photo_pixels
 
 SPEC = PreprocessSpec(16)
@@ -27,17 +25,6 @@ def student() -> DeiTLT:
 @pytest.fixture(scope="module")
 def card(student: DeiTLT) -> Card:
     return card_of(student, SPEC)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """While it lasts, no file can grow over this many bytes."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
 
 
 @pytest.mark.parametrize("name", ["fp16", "torchscript", "pt2"])

@@ -18,6 +18,7 @@ from PIL import Image
 
 from deitlt.errors import DecodeFailed, ImageError, ImageTooLarge, OpenFailed, UnsupportedImage
 from deitlt.preprocess import PreprocessSpec, decode, resize_crop
+from tests.hostile_pictures import png_chunk
 
 Pixels = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -48,11 +49,6 @@ def png_with(file: bytes, width: int, height: int) -> bytes:
     """A PNG that claims another size, with a right checksum."""
     header = b"IHDR" + struct.pack(">II", width, height) + file[24:29]
     return file[:12] + header + struct.pack(">I", zlib.crc32(header)) + file[33:]
-
-
-def png_chunk(name: bytes, content: bytes) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(name + content))
-    return struct.pack(">I", len(content)) + name + content + checksum
 
 
 def outcome(data: bytes, max_pixels: int = 200_000) -> Image.Image | ImageError:

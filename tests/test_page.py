@@ -33,26 +33,6 @@ def served_world() -> Iterator[World]:
         yield world
 
 
-@pytest.fixture
-def world(served_world: World) -> World:
-    served_world.queries.clear()
-    served_world.instead.clear()
-    return served_world
-
-
-@pytest.fixture
-def tab(opened: Tab, world: World) -> Iterator[Tab]:
-    """The page in a window of a desktop; at the end nothing has left this machine."""
-    opened.resize(1280, 900)
-    opened.prefer(prefers_color_scheme="light", prefers_reduced_motion="reduce")
-    opened.open(world.url)
-    opened.until("document.querySelector('#model dd')")
-    yield opened
-    opened.js("0")  # takes in what was reported until now
-    own = (world.url, f"blob:{world.url}")
-    assert [url for url in opened.requests if not url.startswith(own)] == []
-
-
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Digits of the digits bundle as picture files."""

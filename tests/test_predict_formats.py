@@ -15,10 +15,9 @@ from deitlt.batch.rows import Kind, Layout
 from deitlt.bundle import FEATURES
 from deitlt.classifier import Classifier
 from deitlt.prediction import Options, Prediction
-from tests.predict_support import hash_classifier, predict, read_rows
+from tests.predict_support import FORMATS, hash_classifier, predict, read_rows
 
 Png = Callable[[int], bytes]
-FORMATS = ["csv", "jsonl", "parquet"]
 ODD_NAMES = ["ünï,code.png", '"quoted".png', "line\nbreak.png", "carriage\rreturn.png"]
 ODD_NAMES += ["日本 語.png", " spaces .png"]
 

@@ -11,10 +11,9 @@ from deitlt.batch.inference import Plan
 from deitlt.batch.pipeline import predict_iter
 from deitlt.cli import main
 from tests.bundle_support import DIGITS
-from tests.predict_support import BreakOff, Ended, breaking_off, predict, read_rows
+from tests.predict_support import FORMATS, BreakOff, Ended, file_names, predict, read_rows
 
 TIMEOUT_S = 60  # only ever waited for where a test fails
-FORMATS = ["csv", "jsonl", "parquet"]
 NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
 
 
@@ -22,16 +21,6 @@ NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
 def photos(tmp_path: Path, class_tree: Callable[[Path, Mapping[str, int]], Path]) -> Path:
     """Four pictures."""
     return class_tree(tmp_path / "photos", {"a": 2, "b": 2})
-
-
-@pytest.fixture
-def breaks_off(monkeypatch: pytest.MonkeyPatch) -> BreakOff:
-    """Has runs use a classifier that costs nothing, and end after so many images."""
-    return breaking_off(monkeypatch)
-
-
-def names(output: Path) -> list[str]:
-    return [row["filename"] for row in read_rows(output)]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -49,7 +38,7 @@ def test_the_same_command_goes_on(
     breaks_off(1)  # an image is left
     assert predict(photos, "--output", output, "--log", tmp_path / "log.json") == 0
     assert read_rows(output) == read_rows(whole)
-    assert names(output) == NAMES
+    assert file_names(output) == NAMES
     log = json.loads((tmp_path / "log.json").read_text())
     assert (log["num_images"], log["num_images_before"]) == (4, 3)
     assert {file.name for file in tmp_path.iterdir()} == {
@@ -190,7 +179,7 @@ def test_inputs_that_changed_are_refused_and_new_ones_behind_are_taken(
     (photos / "a" / "2.png").rename(first)
     (photos / "b" / "2.png").write_bytes(first.read_bytes())
     assert predict(photos, "--output", output) == 0
-    assert names(output) == [*NAMES, "b/2.png"]
+    assert file_names(output) == [*NAMES, "b/2.png"]
 
 
 def test_fewer_inputs_than_rows_are_refused(
@@ -218,7 +207,7 @@ def test_an_overwriting_run_keeps_the_old_rows_and_goes_on_without_the_flag(
     assert output.read_text() == "former rows"
     breaks_off(1)
     assert predict(photos, "--output", output) == 0
-    assert names(output) == NAMES
+    assert file_names(output) == NAMES
 
 
 def test_an_output_that_came_meanwhile_is_not_replaced(

@@ -3,12 +3,10 @@
 import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,10 +16,10 @@ from deitlt.classifier import Classifier
 from deitlt.cli import main
 from deitlt.errors import UsageError
 from tests.bundle_support import DIGITS
-from tests.predict_support import BreakOff, Ended, breaking_off, predict, read_rows
+from tests.disk_support import largest_file
+from tests.predict_support import FORMATS, BreakOff, Ended, file_names, predict, read_rows
 
 TIMEOUT_S = 60  # only ever waited for where a test fails
-FORMATS = ["csv", "jsonl", "parquet"]
 NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
 
 # `deitlt` with a runtime that says when its third call has begun and a row is written, and waits.
@@ -53,27 +51,6 @@ sys.exit(main())
 def photos(tmp_path: Path, class_tree: Callable[[Path, Mapping[str, int]], Path]) -> Path:
     """Four pictures."""
     return class_tree(tmp_path / "photos", {"a": 2, "b": 2})
-
-
-@pytest.fixture
-def breaks_off(monkeypatch: pytest.MonkeyPatch) -> BreakOff:
-    """Has runs use a classifier that costs nothing, and end after so many images."""
-    return breaking_off(monkeypatch)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """While it lasts, no file can grow over this many bytes."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
-
-
-def names(output: Path) -> list[str]:
-    return [row["filename"] for row in read_rows(output)]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -148,7 +125,7 @@ def test_a_damaged_partial_output_is_one_line(
     assert error.count("\n") == 1
     breaks_off(99)
     assert predict(photos, "--output", output, "--overwrite") == 0
-    assert names(output) == NAMES
+    assert file_names(output) == NAMES
 
 
 def test_a_lost_part_of_parquet_is_one_line(
@@ -189,7 +166,7 @@ def test_two_runs_on_one_output(
         finally:
             process.kill()
     assert process.returncode == 0
-    assert names(output) == NAMES
+    assert file_names(output) == NAMES
 
 
 def test_a_lock_ends_with_its_folder(tmp_path: Path) -> None:
@@ -255,7 +232,7 @@ def test_a_signal_is_one_line_and_the_same_command_goes_on(
     assert main([*words, "--topk", "2"]) == 2
     assert json.loads(log.read_text())["status"] == "interrupted"  # a refused command has no log
     assert main(words) == 0
-    assert names(output) == NAMES
+    assert file_names(output) == NAMES
     record = json.loads(log.read_text())
     assert record["status"] == "finished"
     assert record["num_images"] == 4
