@@ -181,7 +181,7 @@ def test_figures_are_named_in_order(images: LabelledImages) -> None:
     assert Case(images, distilled=False).learner.figures == ("loss",)
 
 
-def test_mixing_is_drawn_anew_for_every_micro_batch(images: LabelledImages) -> None:
+def test_mixing_is_drawn_anew_for_every_micro_batch_of_every_epoch(images: LabelledImages) -> None:
     case = Case(images, mixup=0.8, cutmix=0.0)
     batches, _ = case.step()
     shares = [
@@ -190,6 +190,12 @@ def test_mixing_is_drawn_anew_for_every_micro_batch(images: LabelledImages) -> N
     ]
     assert abs(shares[0] - shares[1]) > 1e-3
     assert all(0 <= share <= 1 for share in shares)
+    again, _ = case.step(epoch=1)
+    shares += [
+        mixed_share(batch.views[0], seen)
+        for batch, seen in zip(again, case.eyes.images[2:], strict=True)
+    ]
+    assert len({round(share, 3) for share in shares}) == 4
 
 
 def test_drw_weighs_dist_by_the_teachers_labels_and_leaves_images_unmixed(
@@ -233,6 +239,22 @@ def test_cls_may_learn_otherwise_in_the_drw_phase(
         logits = case.before(batch.views[0])[0] + adjusted * prior.log()
         expected += F.cross_entropy(logits, batch.labels).item()
     assert figures[1].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_options_of_losses_are_those_of_the_recipe(images: LabelledImages) -> None:
+    plain = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.3}
+    case = Case(images, cls_loss="bce", dist_loss="vs", loss_tau=0.5, loss_gamma=0.7, **plain)
+    batches, figures = case.step()
+    counts = torch.tensor(COUNTS).float()
+    factor, offset = (counts / counts.max()) ** 0.7, 0.5 * (counts / counts.sum()).log()
+    loss_cls = loss_dist = 0.0
+    for batch in batches:
+        cls, dist = case.before(batch.views[0])
+        present = F.one_hot(batch.labels, 3).float()  # what smoothing adds is not presence
+        loss_cls += F.binary_cross_entropy_with_logits(cls, present).item()
+        labels = case.teacher_logits(batch.views[0]).argmax(dim=1)
+        loss_dist += F.cross_entropy(factor * dist + offset, labels).item()
+    assert figures[1:3].tolist() == pytest.approx([loss_cls, loss_dist], rel=1e-5)
 
 
 def test_drw_weighs_the_labels_of_a_plain_transformer_if_asked(images: LabelledImages) -> None:
@@ -339,3 +361,14 @@ def test_stochastic_depth_follows_from_the_micro_batch_alone(images: LabelledIma
     assert torch.equal(figures[0], figures[1])
     still = Case(images, drop_path_rate=0.0).step()[1]
     assert not torch.allclose(still, figures[0])
+
+
+def test_stochastic_depth_is_drawn_anew_for_every_micro_batch(images: LabelledImages) -> None:
+    case = Case(images, drop_path_rate=0.5, mixup=0.0, cutmix=0.0)
+    batch = next(case.feed.steps(0))[0]
+    case.learner.start_epoch(0)
+    losses = [
+        case.learner._figures(0, [replace(batch, number=number)])[0, 1].item()
+        for number in (0, 1, 0)
+    ]
+    assert losses[0] == losses[2] != losses[1]

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import pytest
 import torch
+from timm.optim import Lamb
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -78,6 +79,11 @@ def test_every_parameter_is_moved_by_exactly_one_group(name: Name, kind: str) ->
     groups = named_groups(student_optimizers(network, recipe(name)), network)
     together = [parameter for _, _, names in groups for parameter in names]
     assert sorted(together) == sorted(name for name, _ in network.named_parameters())
+
+
+def test_a_recipe_gets_the_optimizer_it_names() -> None:
+    kinds = {name: type(student_optimizers(model(), recipe(name))[-1]) for name in NAMES}
+    assert kinds == {"adamw": torch.optim.AdamW, "lamb": Lamb, "muon": torch.optim.Muon}
 
 
 def test_muon_takes_exactly_the_matrices_of_the_blocks() -> None:
