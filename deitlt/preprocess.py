@@ -309,7 +309,7 @@ def _flatten(image: Image.Image) -> Image.Image:
         return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise DecodeFailed("floating-point pixels have no defined brightness; save it as 8 bits")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa"):
         return _on_white(image)
     return image.convert("RGB")
 

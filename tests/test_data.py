@@ -73,6 +73,7 @@ def test_the_folders_of_images_named_alike_count(tmp_path: Path) -> None:
     known = files_sha256(images("here", "1", "2"))
     assert files_sha256(images("there/../elsewhere", "1", "2")) == known
     assert files_sha256(images("here", "2", "1")) != known
+    assert files_sha256(images("here", "1", "2").subset(np.array([1, 0]))) == known
 
 
 def test_a_val_split_of_the_data_is_used_as_it_is(tree: Path) -> None:

@@ -9,13 +9,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torchvision import transforms
 
 from deitlt.errors import DecodeFailed
 from deitlt.preprocess import (
     CIFAR_MEAN,
     CIFAR_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     PreprocessSpec,
     decode,
     load_batches,
@@ -196,10 +198,18 @@ def test_floating_point_pixels_are_refused(encode: Encode) -> None:
         decode(encode(Image.new("F", (4, 4), 0.5), "TIFF"))
 
 
-def test_an_opened_image_is_treated_as_its_file(pixels: Pixels) -> None:
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa"])
+def test_an_opened_image_is_treated_as_its_file(mode: str, pixels: Pixels) -> None:
     image = pixels(mode="RGBA")
     image.putalpha(0)
-    assert np.asarray(to_rgb(image)).min() == 255
+    assert np.asarray(to_rgb(image.convert(mode))).min() == 255
+
+
+def test_normalisations_are_those_that_others_publish() -> None:
+    assert (IMAGENET_MEAN, IMAGENET_STD) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    # LDAM-DRW's and the official DeiT-LT's CIFAR programs.
+    assert CIFAR_MEAN == (0.4914, 0.4822, 0.4465)
+    assert CIFAR_STD == (0.2023, 0.1994, 0.2010)
 
 
 def test_bytes_and_path_agree(tmp_path: Path, pixels: Pixels, encode: Encode) -> None:

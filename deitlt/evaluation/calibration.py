@@ -62,7 +62,7 @@ def equal_mass_error(
     """
     order = np.argsort(confidence, kind="stable")
     signed = confidence[order] - correct[order]
-    parts = np.array_split(signed, min(num_bins, len(signed)))
+    parts = np.array_split(signed, num_bins)
     return float(sum(abs(part.sum()) for part in parts) / len(signed))
 
 
