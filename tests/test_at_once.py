@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deitlt.labelled import LabelledImages, read_labelled
-from tests.test_distillation import COUNTS, Case
+from tests.distillation_support import COUNTS, Case
 
 
 @pytest.fixture(scope="module")
