@@ -282,8 +282,7 @@ def _resize_box(
     """
     (width, height), (left, top, right, bottom) = image.size, box
     across, down = width / size[0], height / size[1]
-    # The last digit must not put the box outside the image.
-    source = (left * across, top * down, min(right * across, width), min(bottom * down, height))
+    source = (left * across, top * down, right * across, bottom * down)
     shrinks = size[0] <= width and size[1] <= height
     window = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
     return image.resize((right - left, bottom - top), window, box=source, reducing_gap=FAST_GAP)

@@ -86,6 +86,12 @@ def test_what_shrinks_is_pillows_hamming_resize(size: tuple[int, int], pixels: P
     assert found.mean() < 0.25
 
 
+def test_the_last_digit_does_not_put_the_box_outside_the_image() -> None:
+    # 224 * (942 / 224) is above 942 in double precision; Pillow takes the box in single.
+    result = resize_crop(Image.new("RGB", (945, 942)), PreprocessSpec(224, fast_decode=True))
+    assert result.shape == (224, 224, 3)
+
+
 def test_other_formats_are_averaged_before_the_resize(pixels: Pixels, encode: Encode) -> None:
     found = difference(encode(pixels(900, 700)))
     assert 0 < found.mean() < 1

@@ -77,6 +77,7 @@ def test_its_steps_are_those_of_the_recipe(sam_batch_norm: Literal["first", "bot
         batches = batches_of(learner, epoch)
         learner.start_epoch(epoch)
         (found,) = learner.step(epoch, 0, batches).tolist()
+        learner.method.eval()  # as validation leaves it
         weight = effective if epoch >= 4 else torch.ones(4)
 
         def gradient(
