@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 
 from deitlt.batch.inference import Plan
+from deitlt.batch.output import Output
 from deitlt.batch.pipeline import predict_iter
+from deitlt.batch.rows import Layout
+from deitlt.batch.sources import Source
 from deitlt.cli import main
+from deitlt.errors import OpenFailed
 from tests.bundle_support import DIGITS
 from tests.predict_support import FORMATS, BreakOff, Ended, file_names, predict, read_rows
 
@@ -61,6 +65,20 @@ def test_a_resumed_run_says_what_was_done_earlier(
     line = capsys.readouterr().err
     assert line.startswith("4 images (3 of them earlier) in ")
     assert "1 failed (decode_failed 1); rows in" in line
+
+
+def test_rows_are_brought_to_the_disk_every_five_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0]
+    monkeypatch.setattr("deitlt.batch.output.time.monotonic", lambda: now[0])
+    state = tmp_path / "rows.csv.partial" / "state.json"
+    counted = []
+    with Output(tmp_path / "rows.csv", Layout(1), model_version="", fingerprint={}) as output:
+        for now[0] in range(12):
+            output.add(Source(Path("x.png"), "x.png"), OpenFailed("it is not there"))
+            counted.append(json.loads(state.read_text())["num_images"])
+    assert counted == [0] * 5 + [6] * 5 + [11] * 2
 
 
 def test_a_run_that_goes_on_keeps_the_batch_size_it_found(
