@@ -318,11 +318,12 @@ def test_experts_of_a_graph_without_them_are_refused_for_who_asks(
 
 
 def test_an_image_is_decoded_with_its_turn_held(classifier: Classifier, png: Png) -> None:
-    turns = Semaphore(1)
+    turns, taken = Semaphore(1), []
 
     class Seen:
         def __enter__(self) -> None:
             assert turns.acquire(blocking=False)
+            taken.append(True)
 
         def __exit__(self, *_: object) -> None:
             turns.release()
@@ -340,3 +341,4 @@ def test_an_image_is_decoded_with_its_turn_held(classifier: Classifier, png: Png
     with pytest.raises(ImageError):
         held.predict([b"no image"])
     assert turns.acquire(blocking=False)
+    assert len(taken) == 3

@@ -228,6 +228,20 @@ def test_an_overwriting_run_keeps_the_old_rows_and_goes_on_without_the_flag(
     assert file_names(output) == NAMES
 
 
+def test_an_output_removed_before_its_run_had_ended_is_written_again(
+    photos: Path, tmp_path: Path, breaks_off: BreakOff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks_off(99)
+    output = tmp_path / "rows.csv"
+    with monkeypatch.context() as killed:  # once the rows have their name, before the state goes
+        killed.setattr(Output, "_discard", lambda self: None)
+        assert predict(photos, "--output", output) == 0
+    assert (tmp_path / "rows.csv.partial" / "state.json").exists()
+    output.unlink()
+    assert predict(photos, "--output", output) == 0
+    assert file_names(output) == NAMES
+
+
 def test_an_output_that_came_meanwhile_is_not_replaced(
     photos: Path, tmp_path: Path, breaks_off: BreakOff
 ) -> None:
