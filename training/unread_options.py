@@ -31,7 +31,7 @@ def unread_options(recipe: TeacherRecipe | StudentRecipe, named: Recipe) -> list
 
 def _of_student(recipe: StudentRecipe) -> Iterator[Rule]:
     view, losses = recipe.view, {recipe.cls_loss, recipe.drw_cls_loss, recipe.dist_loss}
-    yield from _of_views(view)
+    yield from _of_all(recipe, view)
     yield ("crop_padding",), view == "weak", f"with --view {view}"
     yield ("temperature",), recipe.distillation == "soft", "without --distillation soft"
     yield ("dist_loss",), recipe.distillation == "hard", "with --distillation soft"
@@ -48,7 +48,7 @@ def _of_student(recipe: StudentRecipe) -> Iterator[Rule]:
 
 def _of_teacher(recipe: TeacherRecipe) -> Iterator[Rule]:
     view, method = recipe.view, recipe.method
-    yield from _of_views(view)
+    yield from _of_all(recipe, view)
     yield ("crop_padding",), view in ("weak", "paco_small"), f"with --view {view}"
     by_method = f"with --method {method}"
     yield ("mixup", "cutmix", "label_smoothing"), method == "ce", by_method
@@ -62,6 +62,8 @@ def _of_teacher(recipe: TeacherRecipe) -> Iterator[Rule]:
     yield ("sam_batch_norm",), max(recipe.rho, *recipe.rho_values, 0) > 0, "without SAM (--rho)"
 
 
-def _of_views(view: str) -> Iterator[Rule]:
+def _of_all(recipe: Recipe, view: str) -> Iterator[Rule]:
     strong = ("auto_augment", "random_erasing", "crop_scale", "crop_ratio")
     yield strong, view == "strong", f"with --view {view}"
+    yield ("subset_seed",), recipe.imbalance_factor is not None, "without --imbalance-factor"
+    yield ("split_seed",), recipe.val_fraction > 0, "with --val-fraction 0"
