@@ -4,7 +4,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -21,7 +21,7 @@ from deitlt.errors import (
     Overloaded,
     UsageError,
 )
-from deitlt.prediction import Options, Prediction
+from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import ImageLike
 from tests.engine_support import TIMEOUT_S, Gated, label
 
@@ -312,3 +312,39 @@ def test_answers_are_the_classifiers_to_the_last_bit(
         futures = [engine.submit(image, options) for image in images]
         for image, future in zip(images, futures, strict=True):
             assert future.result(TIMEOUT_S) == classifier.predict_each([image], options)[0]
+
+
+def test_a_timing_says_how_long_an_image_waited(gated: Gated) -> None:
+    timings = [Timing(), Timing()]
+    with Engine(gated, num_workers=1) as engine:
+        futures = engine.submit_all(["first", "second"], timings=timings)
+        assert gated.started.acquire(timeout=TIMEOUT_S)
+        time.sleep(0.05)
+        gated.gate.set()
+        assert [label(future) for future in futures] == ["first", "second"]
+    assert timings[1].wait_s >= 0.05
+    assert timings[1].wait_s > timings[0].wait_s
+
+
+def test_who_waits_for_several_learns_that_one_was_cancelled(gated: Gated) -> None:
+    with Engine(gated, num_workers=1) as engine:
+        engine.submit("first")
+        assert gated.started.acquire(timeout=TIMEOUT_S)
+        waiting = engine.submit("second")
+        assert waiting.cancel()
+        assert [*as_completed([waiting], timeout=0)] == [waiting]
+        gated.gate.set()
+
+
+def test_what_is_done_is_let_go_of(gated: Gated) -> None:
+    class Work:
+        def __call__(self, timing: Timing) -> int:
+            return 1
+
+    work = Work()
+    kept = weakref.ref(work)
+    with Engine(gated, num_workers=1) as engine:
+        (future,) = engine.submit_tasks([work])
+        del work
+    assert future.result() == 1
+    assert kept() is None

@@ -13,7 +13,7 @@ from deitlt.batch.pipeline import predict_iter
 from deitlt.batch.rows import Layout
 from deitlt.batch.sources import Source
 from deitlt.cli import main
-from deitlt.errors import OpenFailed
+from deitlt.errors import OpenFailed, UsageError
 from tests.bundle_support import DIGITS
 from tests.predict_support import FORMATS, BreakOff, Ended, file_names, predict, read_rows
 
@@ -226,6 +226,16 @@ def test_an_overwriting_run_keeps_the_old_rows_and_goes_on_without_the_flag(
     breaks_off(1)
     assert predict(photos, "--output", output) == 0
     assert file_names(output) == NAMES
+
+
+def test_an_output_that_comes_before_the_lock_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    output = Output(path, Layout(1), model_version="", fingerprint={})
+    path.write_text("another's rows")
+    with pytest.raises(UsageError, match="exists already"), output:
+        pass
+    assert path.read_text() == "another's rows"
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]
 
 
 def test_an_output_removed_before_its_run_had_ended_is_written_again(

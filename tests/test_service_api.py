@@ -142,6 +142,8 @@ def test_an_answer_lists_no_more_than_fits(
     assert refused.status_code == 400
     assert "more than 60; send fewer images" in refused.text
     assert ask(4, **more).status_code == 200
+    monkeypatch.setattr(answers, "MAX_SCORES", 59)
+    assert ask(most, **whole).status_code == 400
 
 
 def test_others_have_a_turn_while_a_long_answer_is_written() -> None:

@@ -226,3 +226,20 @@ def test_a_body_that_never_ends_is_504(hold: Callable[..., Held]) -> None:
 def test_a_client_that_leaves_is_no_fault_of_ours(hold: Callable[..., Held]) -> None:
     sent = exchange(hold().frontend, lambda: {"type": "http.disconnect"})
     assert sent[0]["status"] == 400
+
+
+def test_a_client_that_leaves_gives_up_what_waits(hold: Callable[..., Held]) -> None:
+    held = hold(queue_size=2)
+    held.engine.submit(picture())
+    assert held.classifier.begun.wait(PATIENCE_S)
+    messages: list[Message] = [
+        {"type": "http.request", "body": picture(), "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    late = threading.Timer(5, held.classifier.release.set)  # ends the test where it fails
+    late.start()
+    sent = exchange(held.frontend, lambda: messages.pop(0))
+    late.cancel()
+    assert sent[0]["status"] == 400
+    assert held.engine.num_waiting == 0
+    assert held.classifier.num_begun == 1
