@@ -160,6 +160,7 @@ class BatchingRuntime:
         ]
 
     def _run(self, pixels: Pixels) -> Outputs:
+        """The outputs of these pixels, and behind them of those that filled the run up."""
         number = len(pixels)
         size = min(1 << (number - 1).bit_length(), self._max_batch)
         if self._pad and number < size:
@@ -172,4 +173,4 @@ class BatchingRuntime:
             self.lost = True
             raise
         self._observe(number)
-        return outputs.rows(0, number)
+        return outputs

@@ -127,7 +127,7 @@ def test_a_lone_call_runs_at_once_and_alone(gated: Gated, pool: ThreadPoolExecut
 
 def test_what_came_while_one_ran_goes_together(gated: Gated, pool: ThreadPoolExecutor) -> None:
     seen: list[int] = []
-    runtime = BatchingRuntime(gated, max_batch=LIMIT, observe=seen.append)
+    runtime = BatchingRuntime(gated, max_batch=4, observe=seen.append)  # as many as will wait
     parts = [images(1), images(2), images(3, 4), images(5)]
     futures = gather(pool, runtime, gated, *parts)
     gated.gate.release(2)

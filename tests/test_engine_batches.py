@@ -189,3 +189,14 @@ def test_whatever_goes_wrong_together_reaches_each_of_them(batched: Batched) -> 
             with pytest.raises(ZeroDivisionError):
                 future.result(TIMEOUT_S)
         assert len(engine.submit_all(["again"] * engine.capacity)) == 4
+
+
+def test_what_is_no_error_of_work_reaches_who_waits_too(batched: Batched) -> None:
+    def end(timing: Timing) -> None:
+        raise SystemExit(3)
+
+    with Engine(batched, num_workers=1, queue_size=0) as engine:
+        (future,) = engine.submit_tasks([end])
+        with pytest.raises(SystemExit):
+            future.result(TIMEOUT_S)
+        engine.refuse_if_full()
