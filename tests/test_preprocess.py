@@ -124,6 +124,14 @@ def test_alpha_is_composited_on_white(mode: str, kind: str, pixels: Pixels, enco
     np.testing.assert_allclose(result, np.broadcast_to(expected, result.shape), atol=1)
 
 
+def test_every_row_of_a_tall_picture_is_laid_on_white() -> None:
+    rows = np.arange(600)
+    layers = np.stack([rows % 256, rows // 256, 0 * rows, 255 * (rows % 3 > 0)], axis=1)
+    image = Image.fromarray(np.repeat(layers[:, None], 4, axis=1).astype(np.uint8))
+    expected = np.where(layers[:, 3:] > 0, layers[:, :3], 255)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image))[:, 2], expected)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 def test_a_transparent_colour_is_white(mode: str, encode: Encode) -> None:
     image = Image.new("RGB", (6, 6), (10, 20, 30))
