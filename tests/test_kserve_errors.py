@@ -92,6 +92,7 @@ WRONG: dict[str, list[Any]] = {
         binary(IMAGES, None, bytes(768)), binary(IMAGES, -1, b""), binary(IMAGES, 2**70, b""),
     ],
     "767 bytes, not 768": [binary(IMAGES, 767, bytes(767))],
+    "769 bytes, not 768": [binary(IMAGES, 769, bytes(769))],
     "is cut off in item 1": [
         binary(FILES, 0, b""), binary(FILES, 3, PACKED[:3]), binary(FILES, 8, PACKED[:8]),
         binary(FILES, 4, b"\xff" * 4),

@@ -16,6 +16,7 @@ from deitlt.bundle import MODEL
 from deitlt.classifier import Classifier, load
 from deitlt.engine import Engine
 from deitlt.errors import BundleError, UnknownModel, UsageError
+from deitlt.prediction import Prediction
 from serving.backend import Backend
 from serving.models import Models
 from serving.settings import Settings
@@ -133,7 +134,7 @@ def test_a_bundle_that_stays_damaged_is_loaded_again_only_now_and_then(
 def test_folders_may_change_places(
     tmp_path: Path, make_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    bundles = {name: make_bundle(tmp_path / name, name=name) for name in "abc"}
+    bundles = {name: make_bundle(tmp_path / name, name=name) for name in "abcd"}
     current, previous, other = (tmp_path / name for name in ("current", "previous", "other"))
 
     def point(folder: Path, name: str) -> None:
@@ -144,12 +145,46 @@ def test_folders_may_change_places(
         point(folder, name)
     models = Models([current, previous, other], load_cpu)
     point(current, "a")  # taken back, but previous still has it
-    assert models.refresh() == []
-    assert "b" in [model.name for model in models.all()]
+    point(other, "d")  # need not wait for that
+    assert [model.name for model in models.refresh()] == ["d"]
+    assert [model.name for model in models.all()] == ["b", "a", "d"]
     assert "another folder has the bundle" in caplog.text
     point(previous, "b")
     assert [model.name for model in models.refresh()] == ["a", "b"]
-    assert [model.name for model in models.all()] == ["a", "b", "c"]
+    assert [model.name for model in models.all()] == ["a", "b", "d"]
+
+
+def test_a_change_while_a_bundle_is_read_is_seen_the_next_time(
+    tmp_path: Path, make_bundle: Callable[..., Path]
+) -> None:
+    served, following = (make_bundle(tmp_path / name, name=name) for name in "ab")
+
+    def load_and_change(path: Path) -> Classifier:
+        classifier = load_cpu(path)
+        if following.exists():
+            replace(served, following)
+        return classifier
+
+    models = Models([served], load_and_change)
+    assert models.default.name == "a"
+    assert [model.name for model in models.refresh()] == ["b"]
+
+
+def test_every_form_of_a_model_has_answered_before_it_is_served(
+    tmp_path: Path, make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Classifier] = []
+    answer = Classifier.predict_one
+
+    def noted(self: Classifier, image: bytes) -> Prediction:
+        asked.append(self)
+        return answer(self, image)
+
+    monkeypatch.setattr(Classifier, "predict_one", noted)
+    served = make_bundle(tmp_path / "served", name="a")
+    models = Models([served], load_cpu, lambda bundle: load_cpu(bundle.path))
+    assert asked == [*models.default.forms()]
+    assert len(asked) == 2
 
 
 def test_no_request_is_dropped_while_versions_change(

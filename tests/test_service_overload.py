@@ -157,7 +157,10 @@ def test_a_fault_of_ours_is_500_and_tells_nothing(
 
 
 def exchange(
-    frontend: Frontend, receive: Callable[[], Message | None], **headers: str
+    frontend: Frontend,
+    receive: Callable[[], Message | None],
+    path: str = CLASSIFY,
+    **headers: str,
 ) -> list[Message]:
     """What the routes send for a POST whose body `receive` makes up; None means silence."""
     sent: list[Message] = []
@@ -172,7 +175,7 @@ def exchange(
     scope = {
         "type": "http",
         "method": "POST",
-        "path": CLASSIFY,
+        "path": path,
         "query_string": b"",
         "headers": [
             (name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()
@@ -203,9 +206,10 @@ def test_an_announced_oversize_body_is_not_read_at_all(hold: Callable[..., Held]
     assert sent[0]["status"] == 413
 
 
+@pytest.mark.parametrize("path", [CLASSIFY, "/v2/models/digits/infer"])
 @pytest.mark.parametrize(("closed", "status"), [(False, 429), (True, 503)])
 def test_a_body_is_not_read_where_there_is_no_room_for_it(
-    closed: bool, status: int, hold: Callable[..., Held]
+    closed: bool, status: int, path: str, hold: Callable[..., Held]
 ) -> None:
     held = hold(queue_size=0)
     if closed:
@@ -216,7 +220,7 @@ def test_a_body_is_not_read_where_there_is_no_room_for_it(
     def unread() -> Message:
         raise AssertionError("the body was read")
 
-    assert exchange(held.frontend, unread)[0]["status"] == status
+    assert exchange(held.frontend, unread, path)[0]["status"] == status
 
 
 def test_a_body_that_never_ends_is_504(hold: Callable[..., Held]) -> None:
