@@ -211,6 +211,7 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
         "max_pixels",
         "max_images",
         "timeout_s",
+        "drain_s",
         "reload_s",
         "max_batch",
     ):

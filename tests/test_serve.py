@@ -43,6 +43,7 @@ def test_settings_have_defaults_that_an_empty_variable_keeps() -> None:
     assert settings.num_workers == 0
     assert (settings.variant, settings.reload_s, settings.api_key) == ("", 0, "")
     assert (settings.cors_origins, settings.access_log) == ((), False)
+    assert (settings.triton, settings.triton_binary) == ("", True)
     several = {"DEITLT_MODEL": f"a{os.pathsep}b/c", "DEITLT_CORS_ORIGINS": "https://x, https://y"}
     settings = Settings.from_environ(several)
     assert settings.models == (Path("a"), Path("b/c"))

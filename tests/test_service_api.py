@@ -245,6 +245,7 @@ def test_a_key_is_asked_for() -> None:
             assert response.headers["www-authenticate"] == "Bearer"
         for name, value in (
             ("X-API-Key", "sesam"),
+            ("X-API-Key", "sesames"),
             ("Authorization", "Bearer"),
             ("Authorization", "Basic sesame"),
             ("Authorization", "sesame"),
