@@ -136,7 +136,7 @@ class Frontend:
 
     def _may_pass(self, scope: Scope, headers: Headers) -> bool:
         """Whether a request has the API key, or needs none."""
-        if not self._key or scope["method"] == "OPTIONS" or _OPEN.fullmatch(scope["path"]):
+        if not self._key or _OPEN.fullmatch(scope["path"]):
             return True
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = headers.get("x-api-key") or (token if scheme.lower() == "bearer" else "")

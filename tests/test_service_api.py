@@ -285,6 +285,12 @@ def test_other_origins_may_read_refusals() -> None:
             assert answer.status_code == status
             assert answer.headers["access-control-allow-origin"] == "https://app.example"
             assert answer.headers["x-request-id"]
+            # Before its page may send the key, a browser asks without it.
+            wish = {"Access-Control-Request-Method": "POST"}
+            wish["Access-Control-Request-Headers"] = "x-api-key"
+            asked = client.options(CLASSIFY, headers={**origin, **wish})
+            assert asked.status_code == 200
+            assert asked.headers["access-control-allow-headers"] == "x-api-key"
 
 
 def test_the_log_has_a_line_of_json_a_request(caplog: pytest.LogCaptureFixture) -> None:
