@@ -299,6 +299,7 @@ def test_pages_are_locked_down_and_kept_by_the_browser(world: World, path: str) 
     assert "http" not in policy
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["referrer-policy"] == "no-referrer"
+    assert response.headers.get_list("cache-control") == ["no-cache"]
     known = {"If-None-Match": response.headers["etag"]}
     again = httpx.get(world.url + path, headers=known)
     assert (again.status_code, again.content) == (304, b"")

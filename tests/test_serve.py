@@ -58,7 +58,7 @@ def test_settings_have_defaults_that_an_empty_variable_keeps() -> None:
         *(("DEITLT_WORKERS", value) for value in ("-1", "two", "1.5")),
         ("DEITLT_QUEUE_SIZE", "-1"),
         ("DEITLT_MAX_BYTES", "20MB"),
-        ("DEITLT_MAX_HELD_BYTES", "20000000"),  # less than two bodies
+        ("DEITLT_MAX_HELD_BYTES", str(40 * 2**20 - 1)),  # less than two bodies
         ("DEITLT_MAX_PIXELS", "178956971"),
         ("DEITLT_MAX_IMAGES", "0"),
         ("DEITLT_RELOAD_S", "-1"),
