@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import pytest
 from starlette.testclient import TestClient
@@ -16,7 +17,7 @@ from deitlt.errors import Overloaded
 from deitlt.prediction import Options, Prediction, Timing
 from deitlt.preprocess import ImageLike
 from serving.backend import Backend
-from serving.bodies import Bodies
+from serving.bodies import Bodies, inflated
 from serving.frontend import Frontend
 from serving.metrics import Metrics
 from serving.models import Models
@@ -196,6 +197,13 @@ def test_an_endless_body_is_not_read_beyond_the_limit(hold: Callable[..., Held])
     sent = exchange(hold().frontend, endless)
     assert sent[0]["status"] == 413
     assert num_read <= MAX_BYTES + 10_000
+
+
+def test_what_a_body_unpacks_to_is_held_too() -> None:
+    body = zlib.compress(bytes(1000))
+    for room, fits in ((1000, True), (999, False)):
+        with Bodies(room).hold() as take, nullcontext() if fits else pytest.raises(Overloaded):
+            assert asyncio.run(inflated(body, 10_000, take)) == bytes(1000)
 
 
 def test_an_announced_oversize_body_is_not_read_at_all(hold: Callable[..., Held]) -> None:
