@@ -101,6 +101,7 @@ def test_none_of_several_in_json_is_base64(client: TestClient) -> None:
         b'{"images": [1]}',
         b'{"image": "x", "images": ["x"]}',
         b'{"url": "http://127.0.0.1/"}',
+        json.dumps({"image": text(picture()), "top_k": 1}).encode(),
         json.dumps({"images": ["aGk="] * 5}).encode(),
     ],
 )

@@ -48,6 +48,7 @@ def test_an_empty_body_is_400(client: TestClient) -> None:
         (b"--B--\r\n", MULTIPART["Content-Type"], "no file"),
         (b"", MULTIPART["Content-Type"], "closing boundary"),
         (b"--B\r\n\r\ndata\r\n--B--", MULTIPART["Content-Type"], "not a file"),
+        (FILE_PART + b"data\r\n--B\r\n\r\ndata\r\n--B--", MULTIPART["Content-Type"], "not a file"),
     ],
 )
 def test_a_malformed_form_is_400(
@@ -55,6 +56,13 @@ def test_a_malformed_form_is_400(
 ) -> None:
     response = client.post(CLASSIFY, content=body, headers={"Content-Type": content_type})
     assert reason in error_of(response, 400, "bad_request")
+
+
+@pytest.mark.parametrize("name", [b"content-disposition", b"CONTENT-DISPOSITION"])
+def test_headers_of_a_part_are_named_in_either_case(client: TestClient, name: bytes) -> None:
+    part = FILE_PART.replace(b"Content-Disposition", name) + picture()
+    response = client.post(CLASSIFY, content=part + b"\r\n--B--\r\n", headers=MULTIPART)
+    assert response.status_code == 200
 
 
 def test_a_url_is_never_fetched(client: TestClient) -> None:
