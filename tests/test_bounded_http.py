@@ -80,9 +80,13 @@ async def drip(request: Request) -> PlainTextResponse:
 
 
 @pytest.mark.parametrize("begun", [b"POST /", b"POST / HTTP/1.1\r\nHost: a\r\nX-A: "])
-def test_a_head_that_never_ends_is_408(begun: bytes) -> None:
+@pytest.mark.parametrize("is_second", [False, True])
+def test_a_head_that_never_ends_is_408(begun: bytes, is_second: bool) -> None:
     app = Starlette(routes=[Route("/", drip, methods=["POST"])])
     with serve_app(app, http=Hasty) as url, connect(url) as client:
+        if is_second:
+            client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
         start = time.monotonic()
         client.sendall(begun)
         while not select.select([client], [], [], 0.05)[0]:
@@ -92,6 +96,15 @@ def test_a_head_that_never_ends_is_408(begun: bytes) -> None:
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"within 0.3 s" in answer
         assert client.recv(4096) == b""
+
+
+def test_the_heads_of_a_connection_are_bounded_one_by_one() -> None:
+    app = Starlette(routes=[Route("/", bentoml)])
+    with (
+        serve_app(app, http=BoundedHttp) as url,
+        httpx.Client(headers={"X-A": "b" * 9000}) as client,
+    ):
+        assert [client.get(url).status_code for _ in range(9)] == [200] * 9
 
 
 def test_a_connection_on_which_nothing_comes_is_closed_without_a_word() -> None:
