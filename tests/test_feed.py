@@ -1,5 +1,6 @@
 """What a step is fed: the right images, whoever decodes them and wherever they lie."""
 
+import multiprocessing
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from training.augmentation.recipe_views import student_view
 from training.augmentation.views import Plan, RandomView
 from training.engine import feed as feed_module
 from training.engine.distributed import World
-from training.engine.feed import Feed, MicroBatch
+from training.engine.feed import Feed, MicroBatch, StreamedCrops, Ticket
 from training.engine.samplers import epoch_order
 from training.recipes import students
 
@@ -181,6 +182,42 @@ def test_steps_whose_views_are_made_together_are_those_made_alone(
     assert made == ([16, 16, 8, 8] if start < 2 else [8, 8])  # of 26 images in steps of 8
     assert [batch.number for batch in together] == [batch.number for batch in alone]
     assert_same(together, alone)
+
+
+def test_of_large_images_no_more_views_are_made_at_once_than_a_micro_batch_has(
+    images: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a smaller micro-batch would not take less memory."""
+    made: list[int] = []
+    apply = RandomView.apply
+
+    def counted(view: RandomView, pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
+        made.append(len(plan))
+        return apply(view, pixels, plan)
+
+    monkeypatch.setattr(RandomView, "apply", counted)
+    assert len(flat(feed(images, STRONG).steps(0))) == len(made) == 6
+    assert set(made) == {4}
+
+
+def test_workers_share_decoded_images_and_get_no_copies(images: LabelledImages) -> None:
+    """Whatever the way in which Python starts processes (from 3.14 on not by forking)."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+
+    class Alive(list[Any]):
+        def __reduce__(self) -> Any:
+            raise AssertionError("images are copied")
+
+    try:
+        decoded = Alive(STILL.prepare(Image.open(p).convert("RGB")) for p in images.paths)
+        crops = StreamedCrops(images.paths, decoded, [STILL], 1, torch.device("cpu"))
+        indices = np.arange(3)
+        plan = STILL.draw(np.random.default_rng(0), 3)
+        ((_, (pixels,)),) = crops.load(iter([Ticket(0, indices, [plan])]))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert pixels.shape == (3, 3, 16, 16)
 
 
 def test_views_depend_on_seed_epoch_and_micro_batch_alone(images: LabelledImages) -> None:

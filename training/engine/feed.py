@@ -8,6 +8,7 @@ Legend: `B` images of a micro-batch, `S` image side, `N` training images.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -185,22 +186,22 @@ class Feed:
         self, epoch: int, start: int, orders: list[IntArray], sources: Tensor
     ) -> Iterator[list[MicroBatch]]:
         """Steps whose views are made several at once, the same ones from wherever it starts."""
-        together = self._steps_at_once()
+        together = self._at_once(self.cut.per_step // self.cut.num_processes)
         for first in range(start - start % together, self.num_steps, together):
             steps = range(first, min(first + together, self.num_steps))
             tickets = [
                 [self._ticket(epoch, number, orders) for number in numbers]
                 for numbers in (self.cut.of_step(step, self.num_samples) for step in steps)
             ]
-            made = iter(self._made_on_device([t for own in tickets for t in own], sources))
+            made = self._views_on_device([t for own in tickets for t in own], sources)
             for step, own in zip(steps, tickets, strict=True):
                 batches = [next(made) for _ in own]
                 if step >= start:
                     yield batches
 
-    def _steps_at_once(self) -> int:
-        cut, orders = self.cut, 2 if self.companions else 1
-        images = orders * cut.size * cut.per_step // cut.num_processes
+    def _at_once(self, num_micro: int) -> int:
+        """How many times so many micro-batches `PIXELS_AT_ONCE` allows, but at least once."""
+        images = num_micro * self.cut.size * (2 if self.companions else 1)
         pixels = images * self.views[0].img_size ** 2
         return max(1, PIXELS_AT_ONCE[self.world.device.type] // pixels)
 
@@ -209,6 +210,16 @@ class Feed:
         indices = np.concatenate([order[where] for order in orders])
         rng = generator(self.seed, Stream.IMAGE, epoch, number)
         return Ticket(number, indices, [view.draw(rng, len(indices)) for view in self.views])
+
+    def _views_on_device(self, tickets: list[Ticket], sources: Tensor) -> Iterator[MicroBatch]:
+        """Micro-batches, as many at once as `PIXELS_AT_ONCE` allows, not always those of a step.
+
+        Half-made views take several times the memory of finished ones; of large images a smaller
+        micro-batch then takes less.
+        """
+        together = self._at_once(1)
+        for first in range(0, len(tickets), together):
+            yield from self._made_on_device(tickets[first : first + together], sources)
 
     def _made_on_device(self, tickets: list[Ticket], sources: Tensor) -> list[MicroBatch]:
         """Micro-batches that are made together: a GPU is kept busy by few large kernels."""
@@ -263,6 +274,7 @@ class StreamedCrops:
             persistent_workers=num_workers > 0,
             prefetch_factor=PREFETCHED if num_workers else None,
             pin_memory=device.type == "cuda",
+            multiprocessing_context=_forking() if num_workers else None,
             worker_init_fn=outlive_requests,
         )
 
@@ -273,6 +285,14 @@ class StreamedCrops:
             if isinstance(loaded, DeitLTError):
                 raise loaded
             yield loaded
+
+
+def _forking() -> str | None:
+    """On Linux `fork`, which shares decoded images with the workers; elsewhere the system's own.
+
+    Python 3.14 would copy them, gigabytes, into each.
+    """
+    return "fork" if sys.platform == "linux" else None
 
 
 class _TicketSampler(Sampler[Ticket]):
