@@ -54,6 +54,15 @@ def test_resized_crops_are_pillows(
             assert difference.mean() < (0.01 if interpolation == "bicubic" else 0.08)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (3, 1)])
+def test_every_crop_of_a_tiny_image_shows_a_pixel(size: tuple[int, int]) -> None:
+    """As counting pixels and beacons of web pages are."""
+    crop = ResizedCrop()
+    boxes = crop.boxes(np.random.default_rng(0).random((500, crop.num_uniforms)), *size, 8)
+    assert boxes[:, 2:].min() == 1
+    assert (boxes[:, :2] + boxes[:, 2:] <= size).all()
+
+
 @pytest.mark.parametrize("op", GEOMETRIC, ids=lambda op: op.name.lower())
 def test_a_geometric_operation_on_a_window_is_pillows(op: Op) -> None:
     images = photographs(2, 48, 48)

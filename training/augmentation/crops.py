@@ -62,7 +62,9 @@ class ResizedCrop:
         low, high = np.log(self.ratio)
         aspect = np.exp(_between(uniforms[:, ATTEMPTS : 2 * ATTEMPTS], low, high))
         widths, heights = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-        found, chosen = _first((widths <= width) & (heights <= height))
+        # Of an image of one or two pixels an attempt may have none.
+        shown = (np.minimum(widths, heights) > 0) & (widths <= width) & (heights <= height)
+        found, chosen = _first(shown)
         whole_height, whole_width = self._fallback(height, width)
         box_height = np.where(found, np.take_along_axis(heights, chosen, 1)[:, 0], whole_height)
         box_width = np.where(found, np.take_along_axis(widths, chosen, 1)[:, 0], whole_width)
