@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from deitlt.weights import Tensors, load_tensors
 from training import train_student, train_teacher
@@ -82,7 +84,10 @@ RUNS = {
 TOLERANCES = {"ldam": 1e-5, "paco": 1e-4, "student": 1e-5}
 # Three micro-batches cannot be shared by two; a teacher of one epoch at this rate knows nothing.
 UNEVEN = [*STUDENT, "--batch-size", "12", "--allow-weak-teacher"]
+# Four micro-batches of 8 images alone, eight of 4 by two; loss and gradients small.
+CUT = [*COMMON, "--epochs", "1", "--batch-size", "8", "--lr", "1e-4"]
 OTHERS = {
+    "cut": ("training.train_teacher", [*CUT, "--resume"]),
     "uneven": ("training.train_student", UNEVEN),
     "warned": ("training.train_student", OTHER_SPLIT),
     "weak": ("training.train_student", STUDENT),
@@ -119,6 +124,22 @@ def alone(data: Path) -> Path:
     return folder
 
 
+def stop_in_the_middle(data: Path, teacher: Path, run: Path) -> None:
+    """Begin the run `cut` in this process and stop it after three of its four steps."""
+    arguments = arguments_of("cut", data, teacher, run)[1]
+    step, left = TeacherLearner.step, [3]
+
+    def stopped_at_last(self: TeacherLearner, *where: Any) -> Tensor:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TeacherLearner, "step", stopped_at_last)
+        assert train_teacher.main(arguments) == 143
+
+
 @pytest.fixture(scope="module")
 def together(data: Path, alone: Path) -> Path:
     """The runs by two processes, and what each of these said."""
@@ -128,6 +149,7 @@ def together(data: Path, alone: Path) -> Path:
     }
     jobs["elsewhere"][1][-5:-4] = [str(data.parent / "of-$RANK")]
     (data.parent / "of-0").symlink_to(data)  # the second machine lacks it
+    stop_in_the_middle(data, alone / "ldam", folder / "cut")
     driver = data.parent / "driver.py"
     driver.write_text(DRIVER)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -268,6 +290,17 @@ def test_a_warning_is_told_once(together: Path) -> None:
     assert second == []
     (line,) = first
     assert "trained on other images" in line
+
+
+def test_an_epoch_begun_by_one_process_and_ended_by_two_has_its_true_loss(
+    data: Path, together: Path
+) -> None:
+    arguments = arguments_of("cut", data, together, together / "whole")[1]
+    assert train_teacher.main(arguments) == 0
+    assert statuses(together, "cut") == [0, 0]
+    (ours,), (theirs,) = results(together / "cut"), results(together / "whole")
+    # Views are drawn a micro-batch, so those of the last step are others.
+    assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=0.1)
 
 
 def test_one_process_alone_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from torch import Tensor
 from deitlt.weights import load_tensors
 from training import train_student, train_teacher
 from training.engine import stopping
-from training.engine.stopping import StopRequest, stop_request
+from training.engine.distributed import World
+from training.engine.stopping import AGREE_S, Pace, StopRequest, stop_request
+from training.engine.tracking import ProgressBar
 from training.students.distillation import StudentLearner
 from training.teachers.learner import TeacherLearner
 
@@ -198,6 +202,56 @@ def test_a_request_is_heard_in_its_block_alone() -> None:
         assert request.signal_number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is former
     assert not StopRequest()
+
+
+class _Two(World):
+    """Two processes that do the same and take the same time, of which one is there."""
+
+    def total(self, values: Tensor) -> Tensor:
+        return 2 * values
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+    def wrap(self, module: torch.nn.Module) -> torch.nn.Module:
+        return module
+
+
+@pytest.mark.parametrize(("seconds", "longest"), [(20.0, 20.0), (3.0, 5.0), (0.01, AGREE_S)])
+def test_processes_agree_by_time_whatever_a_step_takes(
+    seconds: float, longest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    pace = Pace(_Two(torch.device("cpu"), 0, 2))
+    met = [0.0]
+    while clock[0] < 100:
+        clock[0] += seconds
+        if pace.due():
+            met.append(clock[0])
+    gaps = [later - earlier for earlier, later in pairwise(met)]
+    assert max(gaps) <= longest + 1e-6
+    assert gaps[-1] > longest / 2  # and not much more often
+    assert all(Pace(World(torch.device("cpu"))).due() for _ in range(3))
+
+
+def test_several_processes_show_and_check_an_epoch_before_its_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, shown, steps = TeacherLearner.step, list[float](), list[int]()
+
+    def step(self: TeacherLearner, epoch: int, number: int, *batches: Any) -> Tensor:
+        steps.append(number)
+        return original(self, epoch, number, *batches) * (torch.nan if shown else 1)
+
+    two = _Two(torch.device("cpu"), 0, 2)
+    monkeypatch.setattr(train_teacher, "join_world", lambda _: nullcontext(two))
+    monkeypatch.setattr(TeacherLearner, "step", step)
+    monkeypatch.setattr(ProgressBar, "show", lambda _, epoch, share: shown.append(share))
+    arguments = [*COMMON, "--data", str(data), "--output", str(tmp_path / "run")]
+    assert train_teacher.main([*arguments, "--batch-size", "4", "--micro-batch-size", "2"]) == 2
+    assert shown == [1 / 7]
+    assert steps == [0, 1, 2]  # they met after the first, and two later
 
 
 def test_ctrl_c_that_torchrun_repeats_is_one() -> None:

@@ -43,7 +43,7 @@ class Progress:
     Attributes:
         epoch: epochs finished.
         step: optimiser steps of the next epoch that are done already (a run stopped by a signal).
-        sums: what those steps add to the figures of its row.
+        sums: what those steps add to the figures of its row, summed over images.
         seconds: how long they took.
         best_score: validation score of the selected weights; None before there are any.
         history: one row an epoch, as in results.csv.

@@ -19,12 +19,9 @@ from training.data import EvaluationImages
 from training.engine.checkpoint import CURVES, Progress, RunFolder
 from training.engine.distributed import World
 from training.engine.feed import Feed, MicroBatch
-from training.engine.stopping import Stopped, StopRequest, stop_request
+from training.engine.stopping import Pace, Stopped, StopRequest, stop_request
 from training.engine.tracking import Curves, ProgressBar
 from training.scoring import HeadLogits, head_reports
-
-# Processes agree on a request to stop every so many steps.
-STOP_STEPS = 10
 
 
 class Learner(Protocol):
@@ -113,6 +110,7 @@ class Training:
         )
         self.inputs_sha256, self.validation = inputs_sha256, validation
         self.save_selected = save_selected
+        self.pace = Pace(world)
         with world.together():
             self.progress = run.load(learner.modules, learner.optimizers, inputs_sha256)
         world.agree([self.progress.epoch, self.progress.step])
@@ -137,7 +135,7 @@ class Training:
                 row = self._epoch(epoch, stop, bar)
                 progress.finish_epoch(row)
                 last = progress.epoch == recipe.epochs
-                asked = self._asked(stop, None)
+                asked = self.world.any(bool(stop))
                 curves.add(row)
                 if last or asked or progress.epoch % recipe.checkpoint_epochs == 0:
                     self._save()
@@ -152,22 +150,25 @@ class Training:
         learner.start_epoch(epoch)
         sums = torch.zeros(len(learner.figures), device=self.world.device)
         if progress.step and self.world.leads:
-            sums += torch.tensor(progress.sums, device=self.world.device)
+            # Of images, as another number of processes may cut other micro-batches.
+            done = [figure / feed.cut.size for figure in progress.sums]
+            sums += torch.tensor(done, device=self.world.device)
         first = progress.step
         for step, batches in enumerate(feed.steps(epoch, first), start=first):
             sums += learner.step(epoch, step, batches)
-            if bar.due() and self.world.size == 1:
-                self._check(epoch, sums)
+            meet = self.pace.due()
+            look = bar.due() if self.world.size == 1 else meet
+            if look:
+                self._check(epoch, self.world.total(sums))
                 bar.show(epoch, (step + 1) / feed.num_steps)
-            if self._asked(stop, step) and step + 1 < feed.num_steps:
-                progress.step, progress.sums = step + 1, self.world.total(sums).tolist()
+            if meet and self.world.any(bool(stop)) and step + 1 < feed.num_steps:
+                progress.step = step + 1
+                progress.sums = [s * feed.cut.size for s in self.world.total(sums).tolist()]
                 progress.seconds = time.perf_counter() - start
                 self._save()
                 raise self._stopped(stop)
         means = self.world.total(sums) / feed.num_micro
-        with self.world.leading() as leading:
-            if leading:
-                self._check(epoch, means)
+        self._check(epoch, means)
         seconds = time.perf_counter() - start
         row: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -218,19 +219,19 @@ class Training:
             self._validate(progress.epoch - 1)
 
     def _check(self, epoch: int, figures: Tensor) -> None:
-        if not math.isfinite(float(figures[0])):
-            kept = ""
-            if self.progress.best_score is not None:
-                kept = f"; what was selected before is kept in {self.run.path}"
-            raise UsageError(
-                f"training diverged: the loss of epoch {epoch + 1} is {float(figures[0])}{kept}; "
-                "lower --lr and start anew"
-            )
-
-    def _asked(self, stop: StopRequest, step: int | None) -> bool:
-        if self.world.size == 1:
-            return bool(stop)
-        return (step is None or step % STOP_STEPS == 0) and self.world.any(bool(stop))
+        """End all processes where a loss, summed over them, is no number any more."""
+        loss = float(figures[0])
+        if math.isfinite(loss):
+            return
+        with self.world.leading() as leading:
+            if leading:
+                kept = ""
+                if self.progress.best_score is not None:
+                    kept = f"; what was selected before is kept in {self.run.path}"
+                raise UsageError(
+                    f"training diverged: the loss of epoch {epoch + 1} is {loss}{kept}; "
+                    "lower --lr and start anew"
+                )
 
     def _save(self) -> None:
         learner = self.learner

@@ -9,9 +9,17 @@ from contextlib import contextmanager
 from threading import Thread
 from types import FrameType
 
+import torch
+
+from training.engine.distributed import World
+
 # torchrun passes Ctrl-C on to processes that the terminal has told of it already; within this time,
 # s, a second one is no sign of impatience.
 ECHO_S = 0.5
+
+# Processes agree about so often, s, whether to stop: torchrun and Slurm wait 30 s for the resume
+# point before they kill, whatever a step takes.
+AGREE_S = 5.0
 
 
 class Stopped(Exception):
@@ -44,6 +52,35 @@ class StopRequest:
         elif signal_number == signal.SIGINT and now - self._asked >= ECHO_S:
             raise KeyboardInterrupt  # asked twice: do not wait for the step
         self.signal_number = signal_number
+
+
+class Pace:
+    """The steps after which all processes meet, the same ones in each, about `AGREE_S` apart.
+
+    From one meeting to the next they are as many as, in the mean of all processes, take that long;
+    from one on they at most double. For one process alone every step is due.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._steps = self._left = 1
+        self._since = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether to meet after this step; to be asked after each."""
+        if self._world.size == 1:
+            return True
+        self._left -= 1
+        if self._left:
+            return False
+        # Before the meeting, where the host waits for a GPU: that time is of the next steps.
+        now = time.monotonic()
+        elapsed = torch.tensor(now - self._since, device=self._world.device)
+        took = float(self._world.total(elapsed)) / self._world.size
+        self._since = now
+        fit = int(self._steps * AGREE_S / took) if took else 2 * self._steps
+        self._steps = self._left = min(max(1, fit), 2 * self._steps)
+        return True
 
 
 @contextmanager
