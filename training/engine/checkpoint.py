@@ -34,6 +34,8 @@ RESUME = "resume.safetensors"
 CURVES = "tensorboard"
 OPTIMIZER = "optimizer"
 WEIGHTS = ("student.safetensors", "teacher.safetensors")
+# Unfinished files of `write_atomic`, and of safetensors inside it.
+KILLED_WRITES = (".*.tmp", ".tmp??????")
 
 
 @dataclass
@@ -98,7 +100,13 @@ class RunFolder:
         return any((self.path / name).is_file() for name in WEIGHTS)
 
     def start(self, recipe: Recipe, *, resume: bool) -> None:
-        """Claim the folder for this recipe; without `resume`, a former run in it is gone."""
+        """Claim the folder for this recipe; without `resume`, a former run in it is gone.
+
+        So is what writes that were killed have left, which may be gigabytes each time.
+        """
+        for pattern in KILLED_WRITES:
+            for left in self.path.glob(pattern):
+                left.unlink(missing_ok=True)
         if resume and (self.path / RECIPE).is_file():
             return
         self.path.mkdir(parents=True, exist_ok=True)
