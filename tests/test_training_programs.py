@@ -194,6 +194,24 @@ def test_a_diverging_run_stops_with_one_line(
     assert "training diverged" in complaint(train_teacher.main(arguments), capsys)
 
 
+def test_a_model_that_answers_with_no_numbers_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the only step, whose loss was one."""
+    run = tmp_path / "run"
+    where = ["--data", str(data), "--output", str(run)]
+    options = ["--lr", "1e30", "--warmup-epochs", "0", "--epochs", "1", "--batch-size", "20"]
+    arguments = ["digits", *QUICK, *options, *where]
+    line = complaint(train_teacher.main(arguments), capsys)
+    assert "training diverged: answers after epoch 1 are NaN or infinite; lower --lr" in line
+    assert train_teacher.main([*arguments, "--val-fraction", "0", "--overwrite"]) == 0
+    capsys.readouterr()
+    assert "answers with NaN" in complaint(evaluate.main([str(run), "--data", str(data)]), capsys)
+    where = ["--data", str(data), "--output", str(tmp_path / "student"), "--teacher", str(run)]
+    code = train_student.main([*STUDENT, *where, "--val-fraction", "0"])
+    assert "answers with NaN" in complaint(code, capsys)
+
+
 def test_without_held_out_images_the_last_epoch_is_kept(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

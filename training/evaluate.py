@@ -20,7 +20,7 @@ from training.command_line import parse, run_program
 from training.data import EvaluationImages
 from training.engine.checkpoint import WEIGHTS
 from training.engine.distributed import pick_device
-from training.scoring import fit_blend, head_reports, student_logits, teacher_logits
+from training.scoring import all_finite, fit_blend, head_reports, student_logits, teacher_logits
 from training.teachers.labelling import load_teacher
 
 PROGRAM = "training.evaluate"
@@ -65,6 +65,8 @@ def evaluate(command: EvaluateCommand) -> dict[str, Report]:
     card, logits_of = _load(command.run, device)
     split, images = pick_split(command.data, command.split, card)
     logits = logits_of(EvaluationImages(images, card.preprocess, device))
+    if not all_finite(logits):
+        raise CheckpointError(f"{command.run}: answers with NaN or infinite numbers; train it anew")
     blend = None
     if command.fit_blend:
         held_out = own_splits(command.data, card).get("val")

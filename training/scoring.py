@@ -66,8 +66,13 @@ def fit_blend(logits: HeadLogits, labels: NDArray[np.int64], num_classes: int) -
     return max(BLENDS, key=lambda share: (round(scores[share], 9), -abs(share - 0.5)))
 
 
+def all_finite(logits: HeadLogits) -> bool:
+    """Whether no head answers with NaN or infinite numbers, of which there is nothing to report."""
+    return all(np.isfinite(scores).all() for scores in logits.values())
+
+
 def head_reports(
     logits: HeadLogits, labels: NDArray[np.int64], train_counts: list[int]
 ) -> dict[str, Report]:
-    """A report a head."""
+    """A report a head, whose logits are all finite."""
     return {head: report(labels, scores, train_counts) for head, scores in logits.items()}

@@ -21,7 +21,7 @@ from training.engine.distributed import World
 from training.engine.feed import Feed, MicroBatch
 from training.engine.stopping import Pace, Stopped, StopRequest, stop_request
 from training.engine.tracking import Curves, ProgressBar
-from training.scoring import HeadLogits, head_reports
+from training.scoring import HeadLogits, all_finite, head_reports
 
 
 class Learner(Protocol):
@@ -60,9 +60,12 @@ class Validation:
     train_counts: list[int]
     selects: tuple[str, ...]
 
-    def reports(self) -> dict[str, Report]:
-        """Figures of each head now."""
-        return head_reports(self.logits(self.images), self.images.labels, self.train_counts)
+    def reports(self) -> dict[str, Report] | None:
+        """Figures of each head now; None where answers are NaN or infinite."""
+        logits = self.logits(self.images)
+        if not all_finite(logits):
+            return None
+        return head_reports(logits, self.images.labels, self.train_counts)
 
 
 class Training:
@@ -192,6 +195,8 @@ class Training:
         if not last and (epoch + 1) % self.recipe.val_epochs:
             return {}
         reports = self.validation.reports()
+        if reports is None:
+            raise self._diverged(f"answers after epoch {epoch + 1} are NaN or infinite")
         scores = {head: reports[head].balanced.value or 0.0 for head in self.validation.selects}
         best = max(scores, key=lambda head: scores[head])
         if self.progress.best_score is None or scores[best] >= self.progress.best_score:
@@ -225,13 +230,13 @@ class Training:
             return
         with self.world.leading() as leading:
             if leading:
-                kept = ""
-                if self.progress.best_score is not None:
-                    kept = f"; what was selected before is kept in {self.run.path}"
-                raise UsageError(
-                    f"training diverged: the loss of epoch {epoch + 1} is {loss}{kept}; "
-                    "lower --lr and start anew"
-                )
+                raise self._diverged(f"the loss of epoch {epoch + 1} is {loss}")
+
+    def _diverged(self, how: str) -> UsageError:
+        kept = ""
+        if self.progress.best_score is not None:
+            kept = f"; what was selected before is kept in {self.run.path}"
+        return UsageError(f"training diverged: {how}{kept}; lower --lr and start anew")
 
     def _save(self) -> None:
         learner = self.learner

@@ -137,6 +137,9 @@ def measure_teacher(
         splits: the student's data.
         seen: the student's preprocessing; the teacher resizes from it.
         device: where to run.
+
+    Raises:
+        CheckpointError: it answers with numbers that are not finite.
     """
     images = splits.val
     if images is None:
@@ -147,7 +150,10 @@ def measure_teacher(
     for spec, scores in ((teacher.card.preprocess, teacher.model), (seen, teacher.logits)):
         with torch.inference_mode():
             batches = [scores(batch) for batch in EvaluationImages(images, spec, device)]
-        figures.append(report(images.labels, torch.cat(batches).float().cpu().numpy(), counts))
+        answers = torch.cat(batches).float()
+        if not answers.isfinite().all():
+            raise CheckpointError("the teacher answers with NaN or infinite numbers; train it anew")
+        figures.append(report(images.labels, answers.cpu().numpy(), counts))
     certified = None
     if splits.val is not None and teacher.card.train_files_sha256 == splits.train_sha256:
         claimed = teacher.card.validation.get("teacher", {}).get("balanced", {})
