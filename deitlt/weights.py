@@ -6,6 +6,7 @@ preprocessing.
 """
 
 import json
+import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -87,10 +88,24 @@ def not_finite(tensors: Tensors) -> list[str]:
 
 
 def save_tensors(path: Path, tensors: Tensors, fields: dict[str, Any]) -> None:
-    """Write tensors and JSON fields as one safetensors file, atomically."""
+    """Write tensors and JSON fields as one safetensors file, atomically.
+
+    Raises:
+        CheckpointError: it cannot be written, as the disk is full; a former file stays.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {CARD_KEY: json.dumps(fields)}
-    write_atomic(path, lambda file: save_file(whole, str(file), header))
+
+    def write(file: Path) -> None:
+        file.touch()
+        mode = stat.S_IMODE(file.stat().st_mode)
+        save_file(whole, str(file), header)
+        file.chmod(mode)  # safetensors 0.8 lets nobody but the owner read what it writes
+
+    try:
+        write_atomic(path, write)
+    except SafetensorError as error:  # of the system's errors, too
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
 
 
 def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:

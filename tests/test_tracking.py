@@ -1,7 +1,9 @@
 """What a run shows: lines at milestones, and curves that agree with results.csv."""
 
 import csv
+import errno
 import importlib
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -129,6 +131,22 @@ def test_points_after_the_resume_point_are_drawn_again(tmp_path: Path) -> None:
     with Curves(tmp_path, 1) as curves:  # one epoch was saved
         curves.add({**ROW, "epoch": 2, "loss": 0.25})
     assert curves_in(tmp_path)["training/loss"] == [(1, 10.0), (2, 0.25)]
+
+
+def test_a_full_disk_costs_the_curves_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Curves(tmp_path, 0) as curves:
+        curves.add({**ROW, "epoch": 1})
+        monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.flush", full)
+        for epoch in (2, 3):
+            curves.add({**ROW, "epoch": epoch})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"warning: {tmp_path}: no more curves (No space left on device)"
+    assert curves_in(tmp_path)["training/loss"][0][0] == 1
 
 
 def test_a_point_is_on_disk_as_soon_as_it_is_added(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from deitlt.classifier import load
 from deitlt.weights import load_tensors, load_weights, save_tensors
@@ -210,6 +212,29 @@ def test_a_model_that_answers_with_no_numbers_is_one_line(
     where = ["--data", str(data), "--output", str(tmp_path / "student"), "--teacher", str(run)]
     code = train_student.main([*STUDENT, *where, "--val-fraction", "0"])
     assert "answers with NaN" in complaint(code, capsys)
+
+
+def test_a_full_disk_is_one_line_and_others_may_read_what_is_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["digits", *QUICK, "--data", str(data), "--output", str(run)]
+    assert train_teacher.main(arguments) == 0
+    modes = {file.name: file.stat().st_mode for file in run.iterdir() if file.is_file()}
+    assert set(modes.values()) == {modes["recipe.json"]}
+    before = (run / "resume.safetensors").read_bytes()
+
+    def full(*arguments: Any) -> None:
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr("deitlt.weights.save_file", full)
+    (run / "teacher.safetensors").unlink()  # so that the finished run has something to write
+    capsys.readouterr()
+    code = train_teacher.main([*arguments, "--resume"])
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert lines[-1].endswith("No space left on device (os error 28))")
+    assert (run / "resume.safetensors").read_bytes() == before
 
 
 def test_without_held_out_images_the_last_epoch_is_kept(

@@ -1,5 +1,6 @@
 """What a run shows while it goes: a progress bar, lines for logs, and curves in TensorBoard."""
 
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -89,15 +90,20 @@ class Curves:
             self._writer.close()
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add the figures of one epoch."""
+        """Add the figures of one epoch; what cannot be written (a full disk) ends no run."""
         if self._writer is None:
             return
-        for name, value in row.items():
-            if name != "epoch" and value is not None:
-                group = "validation" if name.startswith("val_") else "training"
-                title = f"{group}/{name.removeprefix('val_')}"
-                self._writer.add_scalar(title, value, row["epoch"])
-        self._writer.flush()  # a killed run will not train this epoch again
+        try:
+            for name, value in row.items():
+                if name != "epoch" and value is not None:
+                    group = "validation" if name.startswith("val_") else "training"
+                    title = f"{group}/{name.removeprefix('val_')}"
+                    self._writer.add_scalar(title, value, row["epoch"])
+            self._writer.flush()  # a killed run will not train this epoch again
+        except OSError as error:
+            reason = error.strerror or error
+            print(f"warning: {self._folder}: no more curves ({reason})", file=sys.stderr)
+            self._writer = None
 
 
 def _line(row: dict[str, Any], epochs: int) -> str:
