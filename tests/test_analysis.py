@@ -1,5 +1,6 @@
 """The analyses, each against a case computed by hand or by another program."""
 
+import warnings
 from math import hypot, log
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from training.analysis.curves import cosine_distance_curve, read_curves, validat
 from training.analysis.divergence import cosine_distance
 from training.analysis.feature_rank import feature_rank
 from training.analysis.images import ReadableImages, pick_evenly
+from training.analysis.pictures import LIGHT, draw
 from training.analysis.rollout import expert_maps, roll
 from training.analysis.teacher_entropy import entropy, sureness
 
@@ -239,3 +241,10 @@ def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path: Path) -> No
     assert list(source.unreadable) == [paths[1], paths[3]]
     with pytest.raises(DataError, match="none of 1 images can be read"):
         list(ReadableImages(paths[1:2], spec, torch.device("cpu"), "test"))
+
+
+def test_names_in_a_script_that_the_font_lacks_cost_no_line_each() -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Glyph")
+        picture = draw(lambda figure, _: figure.suptitle("日本 語"), 1, LIGHT)
+    assert picture.startswith(b"\x89PNG")

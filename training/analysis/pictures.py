@@ -4,6 +4,7 @@ A plot is a function that draws on the axes it is given; its colours come from a
 """
 
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,9 @@ def draw(plot: Plot, height_in: float, theme: Theme) -> bytes:
         "xtick.color": theme.ink,
         "ytick.color": theme.ink,
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # Names of classes in a script that the font lacks show as boxes.
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         plot(figure, theme)
