@@ -14,7 +14,7 @@ from training.engine.schedules import student_learning_rate
 from training.recipes import STUDENTS, TEACHERS, students, teachers
 from training.train_student import StudentCommand
 from training.train_teacher import TeacherCommand
-from training.unread_options import unread_options
+from training.unread_options import unmoved_steps, unread_options
 
 ALL = [*TEACHERS.items(), *STUDENTS.items()]
 
@@ -197,6 +197,33 @@ def test_a_schedule_that_never_gets_to_drw_is_noted() -> None:
     assert students.cifar().notes() == []
 
 
+def test_a_schedule_that_only_warms_up_is_noted() -> None:
+    (note,) = dataclasses.replace(STUDENTS["quick"](), epochs=5, drw_epoch=3).notes()
+    assert "only warms up: --warmup-epochs is 5, --epochs 5" in note
+    assert all(make().notes() == [] for make in (*TEACHERS.values(), *STUDENTS.values()))
+
+
+@pytest.mark.parametrize(("recipes", "name", "changes", "flags"), [
+    (TEACHERS, "quick", {"epochs": 200}, "--drw-epoch 160 --decay-epochs 160 180"),
+    (TEACHERS, "quick", {"epochs": 20, "drw_epoch": 15}, "--decay-epochs 16 18"),
+    (TEACHERS, "imagenet_lt", {"epochs": 30}, "--drw-epoch 20 --rho-epochs 1 20"),
+    (TEACHERS, "cifar_paco", {"epochs": 100}, "--decay-epochs 80 90"),
+    (STUDENTS, "quick", {"epochs": 80}, "--drw-epoch 68"),
+    # What is off at the end of the recipe would come on in a longer run.
+    (STUDENTS, "vit", {"epochs": 2400}, "--drw-epoch 2400"),
+    (STUDENTS, "vit", {"epochs": 300}, ""),
+    (STUDENTS, "quick", {"epochs": 80, "drw_epoch": 70}, ""),
+    (STUDENTS, "quick", {"seed": 1}, ""),
+])  # fmt: skip
+def test_steps_that_do_not_move_with_the_epochs_are_noted(
+    recipes: Mapping[str, Callable[[], Any]], name: str, changes: dict[str, object], flags: str
+) -> None:
+    named = recipes[name]()
+    notes = unmoved_steps(dataclasses.replace(named, **changes), named)
+    assert [note.partition(", add ")[2] for note in notes] == ([flags] if flags else [])
+    assert all(f"of recipe {name} are those of its {named.epochs} epochs" in n for n in notes)
+
+
 @pytest.mark.parametrize(("recipes", "name", "changes", "notes"), [
     (STUDENTS, "quick", {"flip": 0.1, "random_erasing": 0.1, "temperature": 2.0, "alpha": 0.4},
      ["--temperature changes nothing without --distillation soft"]),
@@ -212,6 +239,9 @@ def test_a_schedule_that_never_gets_to_drw_is_noted() -> None:
       "--split-seed changes nothing with --val-fraction 0"]),
     (TEACHERS, "cifar", {"imbalance_factor": 50.0, "subset_seed": 1, "split_seed": 1}, []),
     (STUDENTS, "vit_ldam", {"max_margin": 0.3, "drw_beta": 0.99}, []),
+    (STUDENTS, "quick", {"subset_seed": 1, "split_seed": 1, "val_fraction": 0.0},
+     ["--subset-seed changes nothing without --imbalance-factor",
+      "--split-seed changes nothing with --val-fraction 0"]),
     (STUDENTS, "quick", {"distillation": "soft", "temperature": 2.0}, []),
     (STUDENTS, "quick", {"drw_cls_loss": "vs", "loss_tau": 0.5, "loss_gamma": 0.2}, []),
     (TEACHERS, "quick", {"mixup": 0.2, "max_margin": 0.3, "rho": 0.0, "rho_epochs": (5,),

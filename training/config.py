@@ -129,10 +129,19 @@ class Recipe:
 
     def notes(self) -> list[str]:
         """What the fields mean together that a user may not have meant."""
-        if self.epochs < self.drw_epoch:
+        notes = []
+        if self.reweights and self.epochs < self.drw_epoch:
             start = f"--drw-epoch is {self.drw_epoch}, --epochs {self.epochs}"
-            return [f"deferred re-weighting never starts: {start}"]
-        return []
+            notes.append(f"deferred re-weighting never starts: {start}")
+        if 1 < self.epochs <= self.warmup_epochs:
+            end = f"--warmup-epochs is {self.warmup_epochs}, --epochs {self.epochs}"
+            notes.append(f"the learning rate only warms up: {end}")
+        return notes
+
+    @property
+    def reweights(self) -> bool:
+        """Whether the method knows deferred re-weighting."""
+        return True
 
     def preprocess(self) -> PreprocessSpec:
         """How images are prepared for evaluation and deployment."""
@@ -186,6 +195,11 @@ class TeacherRecipe(Recipe):
     """GLMC: weight of the contrast between both views."""
     glmc_power: float = 1.2
     """GLMC: the re-balanced head weighs a class by its count to minus this power."""
+
+    @property
+    def reweights(self) -> bool:
+        """Whether the method knows deferred re-weighting."""
+        return self.method in ("ldam", "ce")
 
     def architecture(self, num_classes: int) -> dict[str, Any]:
         """What a card says of the network."""

@@ -24,7 +24,7 @@ from training.scoring import HeadLogits, student_logits
 from training.students.distillation import StudentLearner
 from training.teachers.certificate import check_teacher, measure_teacher
 from training.teachers.labelling import load_teacher
-from training.unread_options import unread_options
+from training.unread_options import unmoved_steps, unread_options
 
 PROGRAM = "training.train_student"
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> None:
     recipe, rest = pick_recipe(PROGRAM, argv, STUDENTS)
     command: StudentCommand = parse(PROGRAM, StudentCommand, rest, recipe=recipe)
-    say_notes(unread_options(command.recipe, recipe))
+    say_notes(unread_options(command.recipe, recipe) + unmoved_steps(command.recipe, recipe))
     _check(command)
     with join_world(command.device) as world:
         train_student(command, world)

@@ -17,7 +17,7 @@ from training.engine.seeding import Stream, seed_global
 from training.recipes import TEACHERS
 from training.scoring import teacher_logits
 from training.teachers.learner import TeacherLearner, build_method
-from training.unread_options import unread_options
+from training.unread_options import unmoved_steps, unread_options
 
 PROGRAM = "training.train_teacher"
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> None:
     recipe, rest = pick_recipe(PROGRAM, argv, TEACHERS)
     command: TeacherCommand = parse(PROGRAM, TeacherCommand, rest, recipe=recipe)
-    say_notes(unread_options(command.recipe, recipe))
+    say_notes(unread_options(command.recipe, recipe) + unmoved_steps(command.recipe, recipe))
     with join_world(command.device) as world:
         train_teacher(command, world)
 

@@ -1,6 +1,7 @@
-"""Options that were set and change nothing, so that who set them is told.
+"""Options that were set and change nothing, or not all they should: who set them is told.
 
-A recipe has the fields of all methods and views; which are read depends on others of them.
+A recipe has the fields of all methods and views; which are read depends on others of them. And what
+it does from an epoch on it does from there however many there are.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,37 @@ def unread_options(recipe: TeacherRecipe | StudentRecipe, named: Recipe) -> list
         for names, is_read, reason in rules
         for name in names
         if name in changed and not is_read
+    ]
+
+
+def unmoved_steps(recipe: TeacherRecipe | StudentRecipe, named: Recipe) -> list[str]:
+    """A note on steps of the schedule that stay where they are, though there are other epochs.
+
+    Args:
+        recipe: as it will be run.
+        named: as it is without options.
+    """
+    if recipe.epochs == named.epochs:
+        return []
+    names = ["drw_epoch"] if recipe.reweights else []
+    if isinstance(recipe, TeacherRecipe):
+        names += ["decay_epochs"] if recipe.schedule == "step" else []
+        names += ["rho_epochs"]
+    flags = []
+    for name in names:
+        value = getattr(recipe, name)
+        if value != getattr(named, name) or value == ():
+            continue
+        steps = value if isinstance(value, tuple) else (value,)
+        if min(steps) >= max(recipe.epochs, named.epochs):
+            continue  # turned off, and so it stays
+        fitted = [str(max(1, step * recipe.epochs // named.epochs)) for step in steps]
+        flags.append(f"--{kebab(name)} {' '.join(fitted)}")
+    if not flags:
+        return []
+    return [
+        f"steps of recipe {named.name} are those of its {named.epochs} epochs; "
+        f"to fit them to {recipe.epochs}, add {' '.join(flags)}"
     ]
 
 
