@@ -4,11 +4,10 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from deitlt.labelled_rows import SPLITS, Complain, FileCheck, Listing, Row
+from deitlt.labelled_rows import SPLITS, Complain, FileCheck, Listing, Row, split_of
 
 PATH_COLUMNS = ("image_path", "filepath", "path", "filename")
 MAX_SHOWN = 80
-OTHER_NAMES = {"": "all", "validation": "val", "valid": "val"}
 
 
 def read_csv(path: Path, complain: Complain, files: FileCheck) -> Listing:
@@ -50,8 +49,7 @@ def _rows(path: Path, complain: Complain, files: FileCheck) -> Iterator[tuple[st
             for cells in reader:
                 empty = False
                 where = f"{path}, line {reader.line_num}"
-                marked = _cell(cells, "split").lower()
-                split = OTHER_NAMES.get(marked, marked)
+                split = split_of(_cell(cells, "split")) or "all"
                 file_path = path.parent / _cell(cells, path_column)
                 label = _cell(cells, "label")
                 if split not in ("all", *SPLITS):

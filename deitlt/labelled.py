@@ -20,6 +20,7 @@ from deitlt.labelled_rows import (
     NoFileCheck,
     Row,
     refuse,
+    split_of,
 )
 from deitlt.list_files import find_lists, read_lists
 from deitlt.longtail import IntArray, class_counts
@@ -27,6 +28,8 @@ from deitlt.preprocess import SUFFIXES
 
 # Which images are judged on where nothing is said.
 EVALUATION_ORDER = ("test", "val", "all", "train")
+# Folders that a note names.
+NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def read_labelled(
 
     Class folders: `<split>/<class>/*` or `<class>/*`. A folder is taken to hold splits if there are
     folders in its `train`, or if all its folders are called `train`, `val` or `test` and hold
-    folders; so a class may be called `train`, and data to evaluate on may be just `test`.
+    folders; so a class may be called `train`, and data to evaluate on may be just `test`. Splits
+    may be called `training`, `valid`, `validation` and `testing`, too, in any case.
 
     CSV: the columns `image_path,label` and perhaps `split` and `group`; paths are relative to the
     CSV, and spaces around a cell do not count. A group (site, patient, burst) in two splits is
@@ -107,7 +111,7 @@ def read_labelled(
 
     Raises:
         DataError: nothing there, an empty class folder (data of given `classes` may have them), no
-            image at all, a missing column or file, a class that the
+            image at all, two folders of one split, a missing column or file, a class that the
             training split (or `classes`) lacks, several splits without `train` or `classes`, a
             group in two splits.
     """
@@ -227,15 +231,26 @@ def _check_groups(root: Path, named: dict[str, list[Row]], complain: Complain) -
 
 def _read_tree(root: Path, complain: Complain, *, known: bool) -> Listing:
     names = _folders(root)
-    splits = {name: root / name for name in SPLITS if name in names}
-    marked = [name for name, folder in splits.items() if _folders(folder)]
-    has_splits = "train" in marked or (marked and sorted(marked) == names)
+    called = {split: [name for name in names if split_of(name) == split] for split in SPLITS}
+    splits = {split: root / found[0] for split, found in called.items() if found}
+    marked = [split for split, folder in splits.items() if _folders(folder)]
+    has_splits = "train" in marked or (marked and len(marked) == len(names))
     folders = splits if has_splits else {"all": root}
+    notes = []
+    if has_splits:
+        for split, found in called.items():
+            if len(found) > 1:
+                text = f"{root}: {' and '.join(found)} are both {split}; make one folder of them"
+                complain("split_twice", text)
+        others = [name for name in names if split_of(name) not in SPLITS]
+        if others:
+            more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+            notes = [f"not read, as no split is called so: {', '.join(others[:NAMED])}{more}"]
     rows = {
         name: list(_class_rows(folder, complain, may_lack=known and name != "train"))
         for name, folder in folders.items()
     }
-    return Listing("class folders", rows)
+    return Listing("class folders", rows, notes=notes)
 
 
 def _folders(folder: Path) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple, NoReturn
 from deitlt.errors import DataError
 
 SPLITS = ("train", "val", "test")
+# What others call them; case does not count.
+OTHER_NAMES = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
 
 Layout = Literal["class folders", "csv", "lists"]
 
@@ -51,6 +53,12 @@ class Listing:
     rows: dict[str, list[Row]]
     classes: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+
+
+def split_of(name: str) -> str:
+    """The split that a folder or cell of this name means, if it means any; else the name."""
+    lower = name.lower()
+    return OTHER_NAMES.get(lower, lower)
 
 
 def refuse(kind: str, text: str) -> NoReturn:

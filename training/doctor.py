@@ -108,7 +108,9 @@ def examine(command: DoctorCommand) -> dict[str, Any]:
 
 def describe(report: dict[str, Any]) -> str:
     """The report for people: what there is, then what is wrong, at most `PRINTED` lines a kind."""
-    lines = [f"{report['data']}: {report['layout']}, {len(report['classes'])} classes"]
+    classes = report["classes"]
+    named = ", ".join(classes[:PRINTED]) + (", ..." if len(classes) > PRINTED else "")
+    lines = [f"{report['data']}: {report['layout']}, {len(classes)} classes: {named}"]
     lines += [f"  {note}" for note in report["notes"]]
     lines += _split_table("in the data", report["found"], report["groups"])
     if report["run"] != report["found"]:
