@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from deitlt.weights import load_tensors, load_weights, save_tensors
-from training import train_student, train_teacher
+from training import evaluate, train_student, train_teacher
+from training.engine.checkpoint import unfinished
 
 # Runs a program and kills it for good when the named function is called for the n-th time.
 DRIVER = """
@@ -127,9 +128,34 @@ def test_a_student_killed_while_it_saves(
 
 def test_a_finished_run_resumes_to_itself(data: Path, student: Path, teacher: Path) -> None:
     before = (student / "student.safetensors").read_bytes()
+    table = (student / "results.csv").read_text()
+    # Killed between its last resume point and the table.
+    (student / "results.csv").write_text("".join(table.splitlines(keepends=True)[:-1]))
     arguments = [*STUDENT, *COMMON, "--data", str(data), "--teacher", str(teacher)]
     assert train_student.main([*arguments, "--output", str(student), "--resume"]) == 0
     assert (student / "student.safetensors").read_bytes() == before
+    assert (student / "results.csv").read_text() == table
+
+
+def test_a_teacher_that_has_not_finished_is_spoken_of(
+    data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(teacher, tmp_path / "teacher")
+    rows = (run / "results.csv").read_text().splitlines(keepends=True)
+    (run / "results.csv").write_text("".join(rows[:3]))
+    arguments = [*STUDENT, *COMMON, "--epochs", "1", "--data", str(data)]
+    arguments += ["--output", str(tmp_path / "run"), "--teacher"]
+    capsys.readouterr()
+    for file in (run, run / "teacher.safetensors"):
+        assert train_student.main([*arguments, str(file), "--overwrite"]) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"warning: --teacher {file}: has finished 2 of 5 epochs; --resume")
+    assert evaluate.main([str(run), "--data", str(data), "--split", "val"]) == 0
+    assert capsys.readouterr().err == f"warning: {run}: has finished 2 of 5 epochs\n"
+    (run / "results.csv").unlink()
+    assert unfinished(run) == "0 of 5 epochs"
+    (run / "recipe.json").unlink()  # weights that were copied alone
+    assert unfinished(run) == unfinished(teacher) == ""
 
 
 @pytest.mark.parametrize("finished", [True, False])

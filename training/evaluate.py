@@ -18,7 +18,7 @@ from deitlt.student import load_transformer
 from deitlt.weights import Card
 from training.command_line import parse, run_program
 from training.data import EvaluationImages
-from training.engine.checkpoint import WEIGHTS
+from training.engine.checkpoint import WEIGHTS, unfinished
 from training.engine.distributed import pick_device
 from training.scoring import all_finite, fit_blend, head_reports, student_logits, teacher_logits
 from training.teachers.labelling import load_teacher
@@ -62,6 +62,8 @@ def evaluate(command: EvaluateCommand) -> dict[str, Report]:
         DeitLTError: one of its kinds; the text is for the user.
     """
     device = pick_device(command.device)
+    if done := unfinished(command.run):
+        print(f"warning: {command.run}: has finished {done}", file=sys.stderr)
     card, logits_of = _load(command.run, device)
     split, images = pick_split(command.data, command.split, card)
     logits = logits_of(EvaluationImages(images, card.preprocess, device))

@@ -13,7 +13,8 @@ from deitlt.weights import save_weights, weight_file
 from training.augmentation.recipe_views import student_view
 from training.command_line import INTERRUPTED, Command, parse, pick_recipe, run_program
 from training.config import StudentRecipe
-from training.engine.distributed import World, join_world
+from training.engine.checkpoint import unfinished
+from training.engine.distributed import World, join_world, speaks
 from training.engine.feed import Feed
 from training.engine.loop import Training, Validation
 from training.engine.run_setup import is_compiled, prepare, say_notes
@@ -69,6 +70,9 @@ def _check(command: StudentCommand) -> None:
     for flag, source in (("teacher", command.teacher), ("init", command.init)):
         if source is None or not source.exists():
             continue
+        if (done := unfinished(source)) and speaks():
+            text = f"has finished {done}; --resume it first, unless it is good enough as it is"
+            print(f"warning: --{flag} {source}: {text}", file=sys.stderr)
         folder = source if source.is_dir() else source.parent
         if folder.resolve() == command.output.resolve():  # --overwrite would remove its weights
             raise UsageError(f"--output {command.output}: is where --{flag} lies; name another one")

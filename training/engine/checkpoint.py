@@ -144,6 +144,10 @@ class RunFolder:
             **asdict(progress),
         }
         save_tensors(self.path / RESUME, tensors, fields)
+        self.write_results(progress)
+
+    def write_results(self, progress: Progress) -> None:
+        """Write results.csv."""
         write_text(self.path / RESULTS, _to_csv(progress.history))
 
     def load(
@@ -206,6 +210,21 @@ class RunFolder:
                     f"{self.path}: was started with --{kebab(name)} {saved.get(name)}, not "
                     f"{wanted[name]}; resume with the same recipe or name another --output"
                 )
+
+
+def unfinished(weights: Path) -> str:
+    """How far the run of a weight file or folder is, `12 of 200 epochs`; empty if done or unknown.
+
+    Selected weights lie there from the first epochs on.
+    """
+    folder = weights if weights.is_dir() else weights.parent
+    try:
+        epochs = json.loads((folder / RECIPE).read_text(encoding="utf-8"))["epochs"]
+        text = (folder / RESULTS).read_text(encoding="utf-8") if (folder / RESULTS).exists() else ""
+        done = max((int(row["epoch"]) for row in csv.DictReader(io.StringIO(text))), default=0)
+        return f"{done} of {epochs} epochs" if done < epochs else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _lay_out_as_weights(optimizer: Optimizer) -> None:

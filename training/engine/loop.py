@@ -131,6 +131,8 @@ class Training:
         with self.world.leading() as leading:
             if leading:
                 self._replace_lost_weights()
+                if progress.history:  # a kill may have come between resume point and table
+                    self.run.write_results(progress)
         bar = ProgressBar(self.feed.num_samples, recipe.epochs, progress.epoch, leads)
         curves = Curves(self.run.path / CURVES if leads else None, progress.epoch)
         with stop_request() as stop, bar, curves:
