@@ -238,7 +238,7 @@ def test_a_full_disk_is_one_line_and_others_may_read_what_is_written(
 
 
 def test_without_held_out_images_the_last_epoch_is_kept(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, class_tree: Tree, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--data", str(data), "--output", str(tmp_path / "run"), "--paco-alpha", "0.1"]
     assert train_teacher.main(["digits", *QUICK, *where, "--val-fraction", "0"]) == 0
@@ -246,6 +246,11 @@ def test_without_held_out_images_the_last_epoch_is_kept(
     _, card = load_weights(tmp_path / "run", "teacher")
     assert (card.epoch, card.validation) == (2, {})
     assert card.train_counts == [12, 8, 6]
+    for split in ("train", "val"):
+        class_tree(tmp_path / "data" / split, COUNTS)
+    where = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "other")]
+    assert train_teacher.main(["digits", *QUICK, *where, "--val-fraction", "0"]) == 0
+    assert "selected all the same: the data has a val split" in capsys.readouterr().out
 
 
 def test_evaluate_says_what_is_missing(

@@ -113,6 +113,8 @@ def prepare(command: Command, recipe: Recipe, world: World) -> Prepared:
     if world.leads:
         print(splits.describe(), flush=True)
     say_notes(recipe.notes())
+    if splits.val is not None and recipe.val_fraction == 0:
+        say_notes(["the epoch is selected all the same: the data has a val split of its own"])
     run = RunFolder(command.output)
     run.check(recipe, resume=command.resume, overwrite=command.overwrite)
     return Prepared(recipe, splits, run, world)
