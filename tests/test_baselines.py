@@ -177,6 +177,15 @@ def test_heads_are_kept_for_their_own_classes_alone(
     # New heads are of any classes.
     assert train(["vit_crt"], more, tmp_path / "crt", "--init", vit) == 0
     assert load_weights(tmp_path / "crt", "student")[1].classes == ["a", "b", "c", "d"]
+    where = (more, tmp_path / "new", "--init", vit, "--new-heads", "--lr", "1e-9")
+    assert train(["vit"], *where) == 0
+    weights, card = load_weights(tmp_path / "new", "student")
+    assert card.classes == ["a", "b", "c", "d"]
+    begun, _ = load_weights(vit, "student")
+    for name, tensor in begun.items():  # features go on from where they were, and are trained
+        if not name.startswith("head."):
+            torch.testing.assert_close(weights[name], tensor, atol=1e-4, rtol=0)
+    assert not torch.equal(weights["pos_embed"], begun["pos_embed"])
 
 
 def test_a_run_that_does_not_fit_is_no_beginning(
@@ -210,6 +219,7 @@ def test_what_a_baseline_lacks_or_cannot_use_is_said_in_one_line(
     assert "--teacher is missing" in refusal(["cifar"])
     assert "--teacher is missing" in refusal(["deit"])
     assert "--init is missing" in refusal(["vit_crt"])
+    assert "--new-heads is for --init" in refusal(["vit"], "--new-heads")
     assert "--classifier cosine" in refusal(["vit", "--cls-loss", "ldam"])
     assert "plain transformers" in refusal(["deit", "--classifier", "cosine"])
 

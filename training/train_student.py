@@ -42,7 +42,9 @@ class StudentCommand(Command):
     """Distil even from a teacher near chance (ablations)."""
     init: Path | None = None
     """Start from the weights of this run instead of random ones. Its classes must be those of the
-    data, in that order, unless its heads are left behind (--retrain-heads, cRT)."""
+    data, in that order, unless its heads are left behind (--new-heads; --retrain-heads, cRT)."""
+    new_heads: bool = False
+    """Leave the heads of --init behind and start new ones, for other classes; all is trained."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +69,8 @@ def _check(command: StudentCommand) -> None:
         raise UsageError(f"recipe {recipe.name} has no DIST expert and takes no --teacher")
     if recipe.retrain_heads and command.init is None:
         raise UsageError("--init is missing: heads are trained on the features of a trained run")
+    if command.new_heads and command.init is None:
+        raise UsageError("--new-heads is for --init: without it all heads are new")
     for flag, source in (("teacher", command.teacher), ("init", command.init)):
         if source is None or not source.exists():
             continue
@@ -163,12 +167,13 @@ def _initial(command: StudentCommand, classes: list[str]) -> DeiTLT | PlainViT:
     trained, card = load_transformer(command.init)
     tensors = trained.state_dict()
     difference = class_difference(card, classes)
-    if difference and not recipe.retrain_heads:
+    anew = command.new_heads or recipe.retrain_heads
+    if difference and not anew:
         raise CheckpointError(
-            f"{command.init}: {difference}, so its heads cannot be kept; start from a run on this "
-            "data, or pass --retrain-heads to train new heads on its features"
+            f"{command.init}: {difference}, so its heads cannot be kept; pass --new-heads to start "
+            "new ones, or --retrain-heads to train new ones alone, on its features as they are"
         )
-    if recipe.retrain_heads:  # they may be of another kind, too
+    if anew:  # they may be of another kind, too
         new = {k: v for k, v in model.state_dict().items() if k.startswith("head")}
         tensors = {k: v for k, v in tensors.items() if not k.startswith("head")} | new
     try:
