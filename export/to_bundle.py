@@ -15,6 +15,7 @@ triton       a model repository for Triton in triton/
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         line on what was wrong.
     """
     arguments = _parser().parse_args(argv)
+    # What Pillow warns of, as of a broken EXIF block, is decoded all the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     with sigterm_raises():
         return run_program("export", lambda: _export(arguments), output=arguments.output)
 

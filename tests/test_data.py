@@ -1,5 +1,6 @@
 """Splits, and one preprocessing for training-time evaluation and deployment."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from PIL import Image
 
 from deitlt.errors import DataError
 from deitlt.labelled import LabelledImages
-from deitlt.preprocess import load_pixels, normalise
+from deitlt.preprocess import decode, load_pixels, normalise
 from deitlt.run_splits import Splits, files_sha256, load_splits
+from training import train_teacher
 from training.data import EvaluationImages
 from training.recipes import teachers
 
@@ -117,3 +119,19 @@ def test_evaluation_sees_what_deployment_sees(tree: Path) -> None:
     batches = list(EvaluationImages(images, spec, torch.device("cpu")))
     expected = normalise(np.stack([load_pixels(path, spec) for path in images.paths]), spec)
     np.testing.assert_array_equal(torch.cat(batches).numpy(), expected)
+
+
+def test_what_pillow_warns_of_is_not_printed(
+    tree: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """It names no file, and the picture is decoded all the same."""
+    broken = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
+    for file in (tree / "train" / "a").iterdir():
+        Image.open(file).save(file, "JPEG", exif=broken)
+    warnings.simplefilter("always")  # not only the first of its kind
+    decode(next((tree / "train" / "a").iterdir()))
+    assert "EXIF" in str(recwarn.pop(UserWarning).message)
+    recwarn.clear()
+    arguments = ["digits", "--imbalance-factor", "None", "--epochs", "1", "--data", str(tree)]
+    assert train_teacher.main([*arguments, "--output", str(tmp_path / "run")]) == 0
+    assert not [warning for warning in recwarn if "EXIF" in str(warning.message)]

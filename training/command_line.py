@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import MISSING, dataclass, fields
@@ -72,6 +73,8 @@ def run_program(
         The body's status or 0; 2 for a user's mistake; 130 for Ctrl-C and 143 for SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    # What Pillow warns of, as of a broken EXIF block, is decoded all the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def checked() -> int | None:
         try:
