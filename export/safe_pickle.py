@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from deitlt.errors import CheckpointError
+from deitlt.weights import CARD_KEY
 
 # How torch's reader words that it has met a function or class which is not let in.
 REFUSED = re.compile(r"GLOBAL (\S+)")
@@ -59,16 +61,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     NumPy scalars come back as Python numbers, paths as pure paths.
 
     Raises:
-        CheckpointError: missing, damaged, not a dictionary, of torch's former tar format,
-            or holding anything beyond tensors and `ALLOWED`, which is then not run.
+        CheckpointError: missing, damaged, not a dictionary, of torch's former tar format, a weight
+            file of this project, or holding anything beyond tensors and `ALLOWED`, which is then
+            not run.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
+            with safe_open(path, framework="pt") as file:
+                has_card = CARD_KEY in (file.metadata() or {})
+            if not has_card:
+                return dict(load_file(path))
+            text = "is of a run of this project, whose card an import would lose; use it as it is"
+            raise CheckpointError(f"{path}: {text}")
         with torch.serialization.safe_globals(ALLOWED):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # a hostile or cut file raises whatever it likes inside the readers
         if isinstance(error, OSError) and error.filename:  # the file itself cannot be opened
             raise

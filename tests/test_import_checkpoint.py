@@ -103,6 +103,20 @@ def test_preprocessing_can_be_set(
     assert load_student(run)[1].preprocess == PreprocessSpec(32, 1, (0.1, 0.2, 0.3), (1, 1, 1))
 
 
+def test_weights_of_a_run_are_not_imported_again(
+    weights: dict[str, torch.Tensor],
+    data: Path,
+    tmp_path: Path,
+    fails: Fails,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Their preprocessing and counts would be lost without a word."""
+    (tmp_path / "first").mkdir()
+    run = run_import(student_file(tmp_path / "first" / "best.pth", weights), data)
+    capsys.readouterr()
+    assert "whose card an import would lose; use it as it is" in fails(run / "student.safetensors")
+
+
 @torch.no_grad()
 def test_timms_distilled_weights_answer_as_timm_does(data: Path, tmp_path: Path) -> None:
     theirs = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=NUM_CLASSES).eval()
