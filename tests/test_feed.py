@@ -169,7 +169,7 @@ def test_steps_whose_views_are_made_together_are_those_made_alone(
 ) -> None:
     views = paco_cifar_views(16, MEAN, STD)
     alone = flat(feed(images, *views).steps(2, start))
-    monkeypatch.setitem(feed_module.PIXELS_AT_ONCE, "cpu", 2 * 8 * 16**2)
+    monkeypatch.setitem(feed_module.PIXELS_AT_ONCE, "cpu", (2 * 8 * 16**2, 2 * 8 * 16**2))
     made: list[int] = []
     apply = RandomView.apply
 

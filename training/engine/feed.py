@@ -40,9 +40,10 @@ CACHE_BYTES = 2 << 30
 # Micro-batches that each worker keeps ahead.
 PREFETCHED = 4
 
-# Pixels of a view that are made at once, where steps have fewer (1,024 images of 32 px): launching
-# some hundred kernels takes the host as long for few images as for many.
-PIXELS_AT_ONCE = {"cpu": 0, "cuda": 1 << 20}
+# Pixels of a view that are made at once: launching some hundred kernels takes the host as long for
+# few images as for many. Steps with fewer than the first (1,024 images of 32 px) are joined, those
+# with more than the second (1,337 of 224 px; half-made, some 4 GiB) made in parts.
+PIXELS_AT_ONCE = {"cpu": (0, 0), "cuda": (1 << 20, 1 << 26)}
 
 Pixels = NDArray[np.uint8]
 
@@ -186,7 +187,8 @@ class Feed:
         self, epoch: int, start: int, orders: list[IntArray], sources: Tensor
     ) -> Iterator[list[MicroBatch]]:
         """Steps whose views are made several at once, the same ones from wherever it starts."""
-        together = self._at_once(self.cut.per_step // self.cut.num_processes)
+        few, _ = PIXELS_AT_ONCE[self.world.device.type]
+        together = self._at_once(self.cut.per_step // self.cut.num_processes, few)
         for first in range(start - start % together, self.num_steps, together):
             steps = range(first, min(first + together, self.num_steps))
             tickets = [
@@ -199,11 +201,11 @@ class Feed:
                 if step >= start:
                     yield batches
 
-    def _at_once(self, num_micro: int) -> int:
-        """How many times so many micro-batches `PIXELS_AT_ONCE` allows, but at least once."""
+    def _at_once(self, num_micro: int, allowed: int) -> int:
+        """How many times so many micro-batches have the allowed pixels, but at least once."""
         images = num_micro * self.cut.size * (2 if self.companions else 1)
         pixels = images * self.views[0].img_size ** 2
-        return max(1, PIXELS_AT_ONCE[self.world.device.type] // pixels)
+        return max(1, allowed // pixels)
 
     def _ticket(self, epoch: int, number: int, orders: list[IntArray]) -> Ticket:
         where = slice(number * self.cut.size, (number + 1) * self.cut.size)
@@ -217,7 +219,8 @@ class Feed:
         Half-made views take several times the memory of finished ones; of large images a smaller
         micro-batch then takes less.
         """
-        together = self._at_once(1)
+        _, most = PIXELS_AT_ONCE[self.world.device.type]
+        together = self._at_once(1, most)
         for first in range(0, len(tickets), together):
             yield from self._made_on_device(tickets[first : first + together], sources)
 
