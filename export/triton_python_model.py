@@ -9,6 +9,7 @@ Triton's batches are made of whole requests, so no other request is affected.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the bundle beside this file; Triton reports what is raised and serves nothing."""
         _refuse_unreadable_arrays()
+        # Python keeps each text that Pillow warns with; some name a size, which clients choose.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         parameters = json.loads(args["model_config"])["parameters"]
         variant = parameters["variant"]["string_value"]
         self._on_gpu = args["model_instance_kind"] == "GPU"
