@@ -150,10 +150,10 @@ def measure_teacher(
     for spec, scores in ((teacher.card.preprocess, teacher.model), (seen, teacher.logits)):
         with torch.inference_mode():
             batches = [scores(batch) for batch in EvaluationImages(images, spec, device)]
-        answers = torch.cat(batches).float()
+        answers = torch.cat(batches).float().cpu()
         if not answers.isfinite().all():
             raise CheckpointError("the teacher answers with NaN or infinite numbers; train it anew")
-        figures.append(report(images.labels, answers.cpu().numpy(), counts))
+        figures.append(report(images.labels, answers.numpy(), counts))
     certified = None
     if splits.val is not None and teacher.card.train_files_sha256 == splits.train_sha256:
         claimed = teacher.card.validation.get("teacher", {}).get("balanced", {})
