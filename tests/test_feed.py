@@ -163,13 +163,9 @@ def test_an_epoch_goes_on_in_the_middle(images: LabelledImages, start: int) -> N
     assert_same(flat(rest), flat(whole[start:]))
 
 
-@pytest.mark.parametrize("start", [0, 1, 2])
-def test_steps_whose_views_are_made_together_are_those_made_alone(
-    images: LabelledImages, start: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    views = paco_cifar_views(16, MEAN, STD)
-    alone = flat(feed(images, *views).steps(2, start))
-    monkeypatch.setitem(feed_module.PIXELS_AT_ONCE, "cpu", (2 * 8 * 16**2, 2 * 8 * 16**2))
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many views were made at once, each time."""
     made: list[int] = []
     apply = RandomView.apply
 
@@ -178,6 +174,17 @@ def test_steps_whose_views_are_made_together_are_those_made_alone(
         return apply(view, pixels, plan)
 
     monkeypatch.setattr(RandomView, "apply", counted)
+    return made
+
+
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_steps_whose_views_are_made_together_are_those_made_alone(
+    images: LabelledImages, start: int, made: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = paco_cifar_views(16, MEAN, STD)
+    alone = flat(feed(images, *views).steps(2, start))
+    monkeypatch.setitem(feed_module.PIXELS_AT_ONCE, "cpu", (2 * 8 * 16**2, 2 * 8 * 16**2))
+    made.clear()
     together = flat(feed(images, *views).steps(2, start))
     assert made == ([16, 16, 8, 8] if start < 2 else [8, 8])  # of 26 images in steps of 8
     assert [batch.number for batch in together] == [batch.number for batch in alone]
@@ -185,17 +192,9 @@ def test_steps_whose_views_are_made_together_are_those_made_alone(
 
 
 def test_of_large_images_no_more_views_are_made_at_once_than_a_micro_batch_has(
-    images: LabelledImages, monkeypatch: pytest.MonkeyPatch
+    images: LabelledImages, made: list[int]
 ) -> None:
     """Else a smaller micro-batch would not take less memory."""
-    made: list[int] = []
-    apply = RandomView.apply
-
-    def counted(view: RandomView, pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
-        made.append(len(plan))
-        return apply(view, pixels, plan)
-
-    monkeypatch.setattr(RandomView, "apply", counted)
     assert len(flat(feed(images, STRONG).steps(0))) == len(made) == 6
     assert set(made) == {4}
 
