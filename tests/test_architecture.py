@@ -191,3 +191,9 @@ def test_programs_and_tests_are_no_traps_for_imports() -> None:
     # tests/training/__init__.py would stand in for the real training package.
     assert not list((ROOT / "tests").rglob("__init__.py"))
     assert not list(ROOT.glob("tests/*/**/*.py"))
+
+
+def test_the_tests_of_a_file_share_a_process(request: pytest.FixtureRequest) -> None:
+    # Else each process makes what a file's tests share, unseen: twice the time and the disk space.
+    grouped = request.config.getoption("loadgroup", default=False)  # pytest-xdist's, of a process
+    assert not grouped or request.node.nodeid.endswith(f"@{Path(__file__).name}")
