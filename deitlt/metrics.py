@@ -3,8 +3,6 @@
 Legend: `N` images, `C` classes.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from deitlt.csv_lines import csv_line
 from deitlt.longtail import all_groups, head_mid_tail
 
 Interval = tuple[float, float]
@@ -237,15 +236,13 @@ def per_class_csv(
     """A CSV with one row a class: training images, group, images judged on, recall of each head."""
     groups = head_mid_tail(train_counts)
     group_of = {index: name for name, members in groups.items() for index in members}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "label", "train_images", "group", "images", *reports])
+    lines = [csv_line(["index", "label", "train_images", "group", "images", *reports])]
     for index, label in enumerate(classes):
         recalls = [figures.per_class[index] for figures in reports.values()]
         cells = ["" if recall.value is None else f"{recall.value:.4f}" for recall in recalls]
         row = [index, label, train_counts[index], group_of[index], recalls[0].num_images]
-        writer.writerow([*row, *cells])
-    return text.getvalue()
+        lines.append(csv_line([*row, *cells]))
+    return "".join(lines)
 
 
 def mean_of_groups(figures: Report) -> float | None:

@@ -156,7 +156,7 @@ def test_ctrl_c_leaves_the_former_evaluation(
 
 
 def test_a_file_name_that_is_no_text_comes_back(data: Path, tmp_path: Path) -> None:
-    odd = os.fsdecode(b'4/\xff, "odd"\n.png')
+    odd = os.fsdecode(b'4/\xff\r"odd"\n.png')
     (data / "4" / "0.png").rename(data / odd)
     output = tmp_path / "evaluation"
     assert run("--data", data, "--output", output, "--no-plots", "--predictions") == 0

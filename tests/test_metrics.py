@@ -191,7 +191,7 @@ def test_table_shows_a_dash_for_a_group_without_images() -> None:
 
 def test_per_class_csv() -> None:
     figures = reports(absent=(8,))
-    names = ["a,b", *"cdefghijk"]
+    names = ["a\rb", "c,d", *"efghijkl"]
     rows = list(csv.DictReader(io.StringIO(per_class_csv(names, COUNTS, figures))))
     assert [row["label"] for row in rows] == names
     assert [row["group"] for row in rows] == ["head"] * 3 + ["mid"] * 4 + ["tail"] * 3

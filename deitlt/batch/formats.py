@@ -4,7 +4,6 @@ Each writer works in a folder. What `append` has returned from is on the disk, a
 returns is where a later run goes on: everything after it is cut off.
 """
 
-import csv
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deitlt.batch.rows import Cells, Kind
+from deitlt.csv_lines import csv_line
 from deitlt.errors import UsageError
 from deitlt.files import write_atomic
 
@@ -61,32 +61,20 @@ class Lines(Protocol):
         ...
 
 
-class _Echo:
-    """A file that hands back what is written to it, which `csv.writer` passes on."""
-
-    def write(self, text: str) -> str:
-        return text
-
-
 class CsvLines:
     """CSV: UTF-8, a header, six decimals, empty cells for what is not there."""
 
     def __init__(self, columns: Mapping[str, Kind]) -> None:
         self._columns = list(columns)
-        # csv quotes only the line ends that it writes itself, so it must be given both kinds.
-        self._writer = csv.writer(_Echo(), lineterminator="\r\n")
 
     def header(self) -> bytes:
         """The names of the columns."""
-        return self._encoded(self._columns)
+        return csv_line(self._columns).encode("utf-8", "surrogateescape")
 
     def line(self, row: Cells) -> bytes:
         """A row; bytes of a name that are no UTF-8 come back as they were."""
-        return self._encoded([_csv_cell(row.get(column)) for column in self._columns])
-
-    def _encoded(self, cells: Sequence[Any]) -> bytes:
-        text: Any = self._writer.writerow(cells)
-        return (str(text).removesuffix("\r\n") + "\n").encode("utf-8", "surrogateescape")
+        cells = [_csv_cell(row.get(column)) for column in self._columns]
+        return csv_line(cells).encode("utf-8", "surrogateescape")
 
 
 class JsonLines:

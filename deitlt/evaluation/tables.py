@@ -3,7 +3,6 @@
 Legend: `C` classes.
 """
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deitlt.csv_lines import csv_line
 from deitlt.evaluation.answers import Answers
 from deitlt.evaluation.confusion import Confusion, count_pairs
 from deitlt.evaluation.figures import Figures
@@ -239,7 +239,7 @@ def _prediction_rows(answers: Answers, names: Names) -> Iterator[list[Any]]:
 def _write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
     # File names need not be UTF-8; what is not comes back as the same bytes.
     with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as text:
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        text.writelines(map(csv_line, rows))
 
 
 def _cells(accuracy: Accuracy) -> tuple[str, str, str]:

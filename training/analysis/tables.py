@@ -3,14 +3,13 @@
 Each function returns the rows of one file, the header first.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deitlt.csv_lines import csv_line
 from deitlt.metrics import Accuracy, mean_of_groups
 from deitlt.student import SIZES
 from training.analysis.confusion import ConfusedPair
@@ -25,11 +24,9 @@ GROUPS = ("head", "mid", "tail", "many", "medium", "few")
 
 def csv_text(rows: Rows) -> str:
     """Rows as CSV with Unix line ends; floats with six digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for row in rows:
-        writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
-    return text.getvalue()
+    return "".join(
+        csv_line(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row) for row in rows
+    )
 
 
 def accuracy_rows(studies: Sequence[Study]) -> Rows:
