@@ -1,7 +1,9 @@
 """Files on this machine: what lies under a folder, and the bytes of an image."""
 
+import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,10 @@ from deitlt.errors import OpenFailed
 
 # Of one encoded image; it is held in memory whole.
 MAX_BYTES = 1 << 28
+
+# What a network's file system answers while a server comes back; a night's work should outlast it.
+PASSING_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+WAITS_S = (0.1, 1.0)
 
 
 def walk(top: str) -> Iterator[tuple[str, "os.DirEntry[str] | OSError | None"]]:
@@ -59,17 +65,29 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 def read_image_file(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
     """The content, or one byte more than `max_bytes` of it.
 
+    An error that may pass is waited out, `WAITS_S` long.
+
     Raises:
         OpenFailed: it cannot be read, or is a pipe or device.
     """
-    try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OpenFailed(f"{path}: cannot be read (it is a pipe or a device, no file)")
-            return file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OpenFailed(f"{path}: cannot be read ({reason})") from error
+    waits = iter(WAITS_S)
+    while True:
+        try:
+            return _read(path, max_bytes)
+        except (OSError, ValueError) as error:
+            passing = getattr(error, "errno", None) in PASSING_ERRORS
+            wait = next(waits, None) if passing else None
+            if wait is None:
+                reason = getattr(error, "strerror", None) or error
+                raise OpenFailed(f"{path}: cannot be read ({reason})") from error
+        time.sleep(wait)
+
+
+def _read(path: str | Path, max_bytes: int) -> bytes:
+    with open(path, "rb", opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OpenFailed(f"{path}: cannot be read (it is a pipe or a device, no file)")
+        return file.read(max_bytes + 1)
 
 
 def _open_at_once(path: str, flags: int) -> int:
