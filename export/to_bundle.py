@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     if arguments.calibration is not None and INT8 not in arguments.variants:
         raise UsageError("--calibration is for int8; add --variants int8, or leave it out")
+    if arguments.name is not None and "/" in arguments.name:
+        raise UsageError(f"--name is {arguments.name!r}; URLs hold it, so leave the slash out")
     start = time.perf_counter()
     bundle = export_bundle(
         arguments.checkpoint,

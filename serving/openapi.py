@@ -111,7 +111,10 @@ _CLASSIFY = _operation(
 )
 # fmt: on
 _TIMES = {f"X-{stage}-Time-Ms": {"schema": NUMBER} for stage in ("Queue", "Decode", "Inference")}
-_CLASSIFY["responses"]["200"]["headers"] = {"X-Model": {"schema": STRING}, **_TIMES}
+_CLASSIFY["responses"]["200"]["headers"] = {
+    "X-Model": {"schema": STRING, "description": "Name/version, percent-encoded as in a URL."},
+    **_TIMES,
+}
 _NO_EXPLANATION = "`not_found`: this model is served without explanations."
 _EXPLAIN = {
     **_CLASSIFY,

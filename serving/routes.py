@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
@@ -163,7 +164,7 @@ async def answer(
     body = await results_body(outcomes, model, request.state.request_id)
     _count(backend, model, outcomes, timings)
     headers = {
-        "X-Model": f"{model.name}/{model.version}",
+        "X-Model": quote(f"{model.name}/{model.version}"),  # a header holds no other letters
         "X-Queue-Time-Ms": _ms(timing.wait_s for timing in timings),
         "X-Decode-Time-Ms": _ms(timing.decode_s for timing in timings),
         "X-Inference-Time-Ms": _ms(timing.infer_s for timing in timings),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -309,13 +310,16 @@ def test_the_log_has_a_line_of_json_a_request(caplog: pytest.LogCaptureFixture) 
 def test_several_bundles_side_by_side(
     tmp_path: Path, make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = [make_bundle(tmp_path / name, name=name) for name in ("first", "second")]
+    names = ("first", "Käfer 甲虫")
+    paths = [make_bundle(tmp_path / name, name=name) for name in names]
     with service({"DEITLT_MODEL": ":".join(map(str, paths))}) as client:
         models: list[dict[str, Any]] = client.get("/v1/models").json()["models"]
-        assert [(m["name"], m["default"]) for m in models] == [("first", True), ("second", False)]
+        assert [(m["name"], m["default"]) for m in models] == [(names[0], True), (names[1], False)]
         assert client.post(CLASSIFY, content=picture()).json()["model"]["name"] == "first"
-        answer = client.post(f"{CLASSIFY}?model=second", content=picture()).json()
-        assert answer["model"] == {"name": "second", "version": models[1]["version"]}
+        answer = client.post(CLASSIFY, params={"model": names[1]}, content=picture())
+        version = models[1]["version"]
+        assert answer.json()["model"] == {"name": names[1], "version": version}
+        assert unquote(answer.headers["x-model"]) == f"{names[1]}/{version}"
 
 
 def test_the_service_answers_as_an_object(
