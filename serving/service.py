@@ -21,7 +21,7 @@ from serving.answers import result
 from serving.backend import Backend
 from serving.frontend import Frontend, FrontendFirst
 from serving.sdk import PATH
-from serving.settings import Settings
+from serving.settings import Settings, absolute_models, misspelt
 from serving.startup import give_up, why_not
 from serving.uploads import from_base64
 
@@ -55,6 +55,10 @@ class LongTailClassifier:
         Raises:
             SystemExit: a setting, the bundle or the device is wrong; status 2.
         """
+        # Of a Bento, and with --working-dir, workers run in another folder than this process.
+        os.environ["DEITLT_MODEL"] = absolute_models(os.environ)
+        for line in misspelt(os.environ):
+            print(f"deitlt: {line}", file=sys.stderr)
         reason = why_not()
         if reason is not None:
             print(f"deitlt: {reason}", file=sys.stderr)

@@ -1,9 +1,11 @@
 """Every setting of the service, read from the environment once, at start."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar, cast, get_args
 
@@ -19,6 +21,8 @@ MAX_TIMEOUT_S = 300
 PACKED = "bundles"
 # Pillow refuses larger images by itself, whatever it is asked.
 PILLOW_MAX_PIXELS = 178_956_970
+# What Kubernetes tells each container of a Service named deitlt, or deitlt-something.
+OF_KUBERNETES = re.compile(r"DEITLT_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +163,23 @@ def packed_bundles() -> tuple[Path, ...]:
     """The bundles that a Bento carries (`serving.to_bento`); elsewhere the package's own."""
     packed = sorted((Path(__file__).parent / PACKED).glob(f"*/{MANIFEST}"))
     return tuple(manifest.parent for manifest in packed) or (default_bundle(),)
+
+
+def absolute_models(environ: Mapping[str, str]) -> str:
+    """What `DEITLT_MODEL` says, with whole paths; links in them stay."""
+    paths = filter(None, environ.get("DEITLT_MODEL", "").split(os.pathsep))
+    return os.pathsep.join(str(Path(path).absolute()) for path in paths)
+
+
+def misspelt(environ: Mapping[str, str]) -> Iterator[str]:
+    """A line for each variable that looks like a setting and is none."""
+    others = {"models": "DEITLT_MODEL", "num_workers": "DEITLT_WORKERS"}
+    names = [others.get(f.name, f"DEITLT_{f.name.upper()}") for f in fields(Settings)]
+    for name in sorted(environ.keys() - names):
+        if name.startswith("DEITLT_") and not OF_KUBERNETES.fullmatch(name):
+            meant = get_close_matches(name, names, n=1)
+            hint = f"; did you mean {meant[0]}?" if meant else ""
+            yield f"{name} is set, but there is no such setting{hint}"
 
 
 def _key(environ: Mapping[str, str]) -> str:

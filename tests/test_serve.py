@@ -1,6 +1,7 @@
 """Settings, and a real `bentoml serve` from start to shutdown."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import httpx
@@ -17,7 +19,7 @@ import pytest
 from deitlt.bundle import default_bundle
 from deitlt.classifier import Classifier
 from deitlt.errors import UsageError
-from serving.settings import Settings
+from serving.settings import Settings, misspelt
 from tests.bundle_support import DIGITS
 from tests.service_support import (
     CLASSIFY,
@@ -78,6 +80,35 @@ def test_a_key_that_no_client_can_send_is_refused_and_not_repeated(key: str) -> 
     with pytest.raises(UsageError, match=r"^DEITLT_API_KEY must be printable ASCII") as caught:
         Settings.from_environ({"DEITLT_API_KEY": key})
     assert str(caught.value).endswith("ASCII, without blanks at either end")
+
+
+def test_a_misspelt_setting_is_told_of() -> None:
+    environ = {
+        **dict.fromkeys(LIMITS, "x"),
+        "DEITLT_APIKEY": "secret",
+        "DEITLT_NUM_WORKERS": "2",
+        "DEITLT_ZZZZZZZZ": "",
+        "PATH": "/bin",
+        # Of Kubernetes, where a Service is named deitlt and another deitlt-triton.
+        "DEITLT_SERVICE_HOST": "10.0.0.1",
+        "DEITLT_SERVICE_PORT_HTTP": "80",
+        "DEITLT_PORT": "tcp://10.0.0.1:80",
+        "DEITLT_PORT_80_TCP_ADDR": "10.0.0.1",
+        "DEITLT_TRITON_PORT": "tcp://10.0.0.2:8001",
+    }
+    lines = list(misspelt(environ))
+    assert lines == [
+        "DEITLT_APIKEY is set, but there is no such setting; did you mean DEITLT_API_KEY?",
+        "DEITLT_NUM_WORKERS is set, but there is no such setting; did you mean DEITLT_WORKERS?",
+        "DEITLT_ZZZZZZZZ is set, but there is no such setting",
+    ]
+
+
+def test_every_setting_has_a_variable_of_its_name() -> None:
+    """What is told of is what is read: the README's table has each, and nothing else."""
+    table = re.findall(r"^\| `(DEITLT_\w+)` \|", (CHECKOUT / "README.md").read_text(), re.M)
+    assert list(misspelt(dict.fromkeys(table, ""))) == []
+    assert len(table) == len(fields(Settings))
 
 
 SERVICE = "serving.service:LongTailClassifier"

@@ -72,6 +72,10 @@ def test_a_bento_serves_the_bundles_it_was_built_with(
         answer = httpx.post(url + CLASSIFY, content=picture(), timeout=PATIENCE_S).json()
     assert answer["model"]["name"] == "zebra"
     assert without_envelope(answer) == plain(classifier.predict([picture()])[0])
+    # Or another one, named from where the server was started: its workers run in the Bento.
+    with serving(home, target=f"{NAME}:latest", cwd=home, DEITLT_MODEL="ant") as (_, port):
+        index = httpx.get(f"http://127.0.0.1:{port}", timeout=PATIENCE_S).json()
+    assert index["model"]["name"] == "ant"
 
 
 def test_a_bundle_that_cannot_be_used_is_not_packed(

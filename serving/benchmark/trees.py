@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deitlt.errors import RuntimeUnavailable
 
-MARK = "DEITLT_BENCHMARK_TREE"
+MARK = "BENCHMARK_TREE_OF_DEITLT"
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 POLL_S = 0.02
 # Where /proc/<pid>/stat has ticks, counted from behind the name: user, system, those of children.
