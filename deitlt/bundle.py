@@ -25,7 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from deitlt.errors import BundleError
-from deitlt.files import file_sha256, json_text, new_folder, restore_stranded, write_json
+from deitlt.files import (
+    file_sha256,
+    json_text,
+    new_folder,
+    refuse_mount,
+    restore_stranded,
+    write_json,
+)
 from deitlt.longtail import Groups, all_groups
 from deitlt.preprocess import PreprocessSpec
 
@@ -239,7 +246,7 @@ def write_bundle(
     Raises:
         BundleError: `path` is taken.
     """
-    root = Path(path).resolve()  # "." has no name to build a temporary one from
+    root = Path(path).resolve()
     check_free(root, overwrite=overwrite)
     with new_folder(root, overwrite=overwrite) as folder:
         manifest = fill(folder)
@@ -261,7 +268,9 @@ def check_free(root: Path, *, overwrite: bool) -> None:
 
     Raises:
         BundleError: `root` is a file, holds a bundle and `overwrite` is off, or holds other files.
+        UsageError: a volume is mounted there.
     """
+    refuse_mount(root)
     restore_stranded(root)  # else a bundle would turn up here only after all the work
     if not root.exists():
         return
@@ -272,8 +281,6 @@ def check_free(root: Path, *, overwrite: bool) -> None:
             raise BundleError(f"{root}: holds a bundle already; pass --overwrite to replace it")
     elif any(root.iterdir()):
         raise BundleError(f"{root}: holds other files; name an empty or new folder")
-    elif root.is_mount():
-        raise BundleError(f"{root}: is where a volume is mounted; name a folder inside it")
 
 
 def _manifest_hash(manifest: dict[str, Any]) -> str:

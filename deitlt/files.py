@@ -11,6 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from deitlt.errors import UsageError
+
 # What the name of a folder ends with that `new_folder` has not finished.
 UNFINISHED = ".unfinished"
 
@@ -55,6 +57,7 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     may be. Two renames, so a kill between them leaves the old folder under `.<name>.old`; the next
     call puts it back, and removes what a kill left of the new one.
     """
+    path = Path(os.path.abspath(path))  # "." has no name to build a temporary one from
     path.parent.mkdir(parents=True, exist_ok=True)
     restore_stranded(path)
     old = _former(path)
@@ -81,11 +84,22 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             os.close(lock)
 
 
+def refuse_mount(path: Path) -> None:
+    """Refuse a folder that `new_folder` could not put another in place of, before any work is done.
+
+    Raises:
+        UsageError: a volume is mounted there, as in a container.
+    """
+    if os.path.ismount(path):
+        raise UsageError(f"{path}: is where a volume is mounted; name a folder inside it")
+
+
 def restore_stranded(path: Path) -> None:
     """Put back a folder that a killed `new_folder` had moved aside, and remove its unfinished one.
 
     Those of processes that still work on theirs stay.
     """
+    path = Path(os.path.abspath(path))
     if _former(path).exists() and not path.exists():
         _former(path).rename(path)
     try:

@@ -19,7 +19,7 @@ import torch
 
 from deitlt.bundle import MANIFEST
 from deitlt.errors import CheckpointError, UsageError
-from deitlt.files import file_sha256, new_folder, restore_stranded
+from deitlt.files import file_sha256, new_folder, refuse_mount, restore_stranded
 from deitlt.labelled import read_labelled
 from deitlt.longtail import IntArray, long_tailed_subset
 from deitlt.preprocess import PreprocessSpec
@@ -231,7 +231,9 @@ def _check_free(output: Path, *, overwrite: bool) -> None:
 
     Raises:
         CheckpointError: `output` is a file, a run and `overwrite` is off, or holds other files.
+        UsageError: a volume is mounted there.
     """
+    refuse_mount(output)
     restore_stranded(output)
     if output.is_file():
         raise CheckpointError(f"{output}: is a file; name a folder for the run")

@@ -21,7 +21,7 @@ from deitlt.bundle import (
     write_bundle,
 )
 from deitlt.cli import main
-from deitlt.errors import BundleError
+from deitlt.errors import BundleError, UsageError
 from deitlt.golden import check_golden
 from tests.bundle_support import DIGITS
 
@@ -212,11 +212,14 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path, monkeypatch: pytest.Monke
     assert open_bundle(tmp_path / "here").classes
 
 
-@pytest.mark.parametrize("taken", ["bundle", "file", "other files"])
+@pytest.mark.parametrize("taken", ["bundle", "file", "other files", "mount"])
 def test_a_taken_place_is_refused_before_any_work(
-    taken: str, bundle_path: Path, tmp_path: Path
+    taken: str, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / taken
+    if taken == "mount":  # a bundle that may be replaced, were it not for its place
+        target = bundle_path
+        monkeypatch.setattr("os.path.ismount", target.__eq__)
     if taken == "file":
         target.touch()
     elif taken == "other files":
@@ -226,7 +229,7 @@ def test_a_taken_place_is_refused_before_any_work(
     def fill(_: Path) -> dict[str, Any]:
         raise AssertionError("worked for nothing")
 
-    with pytest.raises(BundleError, match=r"bundle|folder") as caught:
+    with pytest.raises((BundleError, UsageError), match=r"bundle|folder") as caught:
         write_bundle(target, fill, overwrite=taken != "bundle")
     assert "\n" not in str(caught.value)
 

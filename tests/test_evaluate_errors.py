@@ -107,8 +107,19 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_run(
     given = ("--data", data, "--no-plots", "--output")
     (tmp_path / "file").write_text("")
     assert "file: no folder can be made in it" in refused(*given, tmp_path / "file" / "a" / "b")
+    monkeypatch.setattr("os.path.ismount", tmp_path.__eq__)
+    assert f"{tmp_path}: is where a volume is mounted" in refused(*given, tmp_path)
     monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root
     assert f"{tmp_path}: no folder can be made in it" in refused(*given, tmp_path / "evaluation")
+
+
+def test_an_empty_folder_may_be_filled_from_inside(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("--data", data, "--output", ".", "--no-plots") == 0
+    assert (tmp_path / "here" / "metrics.json").is_file()
 
 
 def test_nothing_readable_is_one_line(refused: Refused, data: Path, tmp_path: Path) -> None:

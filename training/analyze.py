@@ -20,7 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from deitlt.errors import CheckpointError, DataError, UsageError
-from deitlt.files import new_folder, restore_stranded, write_text
+from deitlt.files import new_folder, refuse_mount, restore_stranded, write_text
 from deitlt.labelled import LabelledImages
 from deitlt.longtail import head_mid_tail
 from deitlt.measuring import describe, hardware, versions
@@ -107,6 +107,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds something else, or that cannot be written."""
     if output.is_file():
         raise UsageError(f"{output}: is a file; name a folder for the report")
+    refuse_mount(output)
     restore_stranded(output)
     if output.exists() and any(output.iterdir()):
         if not (output / PAGE).is_file():

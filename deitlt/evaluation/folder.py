@@ -26,7 +26,7 @@ from deitlt.evaluation.answers import Answers
 from deitlt.evaluation.figures import Figures
 from deitlt.evaluation.pictures import draw
 from deitlt.evaluation.tables import Names, write_tables
-from deitlt.files import new_folder, restore_stranded, write_json
+from deitlt.files import new_folder, refuse_mount, restore_stranded, write_json
 
 METRICS = "metrics.json"
 KIND = "deitlt evaluation"
@@ -71,8 +71,9 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
     Raises:
         UsageError: `path` is a file, holds an evaluation and `overwrite` is off, or other files; or
-            no folder can be made where it would be.
+            no folder can be made where it would be, or a volume is mounted there.
     """
+    refuse_mount(path)
     restore_stranded(path)
     above = next((folder for folder in path.absolute().parents if folder.exists()), path)
     if not above.is_dir() or not os.access(above, os.W_OK):
