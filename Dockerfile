@@ -39,9 +39,10 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash serving
 # A number, so that Kubernetes can see that it is not root.
 USER 10001:10001
 EXPOSE 3000
-# A bundle of your own: docker run -v "$PWD/bundle:/bundle:ro" -e DEITLT_MODEL=/bundle ...
+# Not through the proxy that HTTP_PROXY may name; Docker hands its client's on to containers.
 HEALTHCHECK --interval=15s --timeout=3s --start-period=600s --start-interval=1s \
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:3000/readyz', timeout=2)"]
+  CMD ["python", "-c", "from urllib.request import *; build_opener(ProxyHandler({})).open('http://127.0.0.1:3000/readyz', timeout=2)"]
+# A bundle of your own: docker run -v "$PWD/bundle:/bundle:ro" -e DEITLT_MODEL=/bundle ...
 CMD ["bentoml", "serve", "serving.service:LongTailClassifier", "--host", "0.0.0.0", "--port", "3000"]
 
 FROM service AS serving-gpu

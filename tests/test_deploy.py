@@ -1,7 +1,11 @@
 """The compose file and the Kubernetes manifest: valid, and in step with Dockerfile and settings."""
 
 import re
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import kubernetes_validate
@@ -83,6 +87,24 @@ def test_large_bundles_have_time_to_be_read() -> None:
     assert start_s >= 300
     health = STAGES["service"].last("HEALTHCHECK")
     assert f"--start-period={start_s}s" in health
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_container_is_asked_for_its_health_past_a_proxy(
+    ready: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if ready and self.path == "/readyz" else 503)
+            self.end_headers()
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.handle_request, daemon=True).start()
+        _, *words = exec_form(STAGES["service"].last("HEALTHCHECK"))
+        command = [word.replace(str(PORT), str(server.server_port)) for word in words]
+        result = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert (result.returncode == 0) == ready, result.stderr
 
 
 def test_the_pod_has_time_to_finish() -> None:
