@@ -191,9 +191,17 @@ def open_bundle(path: str | Path) -> Bundle:
     """The bundle in a folder, every file checked against its hash.
 
     Raises:
-        BundleError: missing, damaged or changed since it was written; the text names the file.
+        BundleError: missing, not to be read, damaged or changed since it was written; the text
+            names the file.
     """
-    root = Path(path)
+    try:
+        return _checked(Path(path))
+    except OSError as error:  # as where a container's user is not the one who may
+        reason = error.strerror or error
+        raise BundleError(f"{error.filename or path}: cannot be read ({reason})") from error
+
+
+def _checked(root: Path) -> Bundle:
     manifest_path = root / MANIFEST
     if not manifest_path.is_file():
         raise BundleError(f"{root}: not a bundle, there is no {MANIFEST} in it")
@@ -201,7 +209,7 @@ def open_bundle(path: str | Path) -> Bundle:
         text = manifest_path.read_bytes().decode()
         manifest = json.loads(text)
         stated_hash, version = manifest["sha256"], manifest["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{manifest_path}: damaged, it is not a bundle manifest") from error
     if version != SCHEMA_VERSION:
         raise BundleError(

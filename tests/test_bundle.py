@@ -1,5 +1,7 @@
 """The bundle on disk: anything missing or changed is refused by name, and writes are whole."""
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -15,6 +17,7 @@ import pytest
 from deitlt.bundle import (
     GOLDEN,
     MANIFEST,
+    MODEL,
     OUTPUTS,
     default_bundle,
     open_bundle,
@@ -129,6 +132,23 @@ def test_what_is_no_manifest(content: bytes, bundle_path: Path) -> None:
 def test_a_missing_file_is_named(name: str, bundle_path: Path) -> None:
     (bundle_path / name).unlink()
     assert f"{name}: missing" in refusal(bundle_path)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, MODEL])
+def test_a_file_that_may_not_be_read_is_named(
+    name: str, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_open = io.open
+
+    def refuse(file: object, *args: Any, **kwargs: Any) -> Any:  # the tests may run as root
+        if file == bundle_path / name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return really_open(file, *args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("io.open", refuse)
+    with pytest.raises(BundleError) as caught:
+        open_bundle(bundle_path)
+    assert str(caught.value) == f"{bundle_path / name}: cannot be read (Permission denied)"
 
 
 def test_what_is_no_bundle(tmp_path: Path) -> None:
