@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from deitlt import __version__
 from deitlt.commands import evaluate, inspect, predict
-from deitlt.program import OneLineParser, run_program
+from deitlt.program import OneLineParser, run_program, sigterm_raises
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,11 +19,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser().parse_args(words)
     arguments.command = ["deitlt", *words]
-    return run_program(
-        "deitlt",
-        lambda: arguments.run(arguments),
-        interrupted=f"interrupted; {arguments.when_interrupted}",
-    )
+    with sigterm_raises():  # as process 1 of a container, it would not end at all otherwise
+        return run_program(
+            "deitlt",
+            lambda: arguments.run(arguments),
+            interrupted=f"interrupted; {arguments.when_interrupted}",
+        )
 
 
 def _parser() -> OneLineParser:

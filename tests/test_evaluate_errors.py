@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
@@ -142,7 +143,10 @@ def test_matplotlib_is_asked_for_before_the_run(
     assert run("--data", data, "--output", output, "--no-plots") == 0
 
 
-def test_ctrl_c_leaves_the_former_evaluation(
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_the_former_evaluation(
+    number: signal.Signals,
+    status: int,
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -157,10 +161,10 @@ def test_ctrl_c_leaves_the_former_evaluation(
     def interrupted(*arguments: Any, **options: Any) -> Generator[Any, None, None]:
         with closing(predict_iter(*arguments, **options)) as results:
             yield next(results)
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr("deitlt.evaluation.answers.predict_iter", interrupted)
-    assert run(*given) == 130
+    assert run(*given) == status
     assert capsys.readouterr().err == "deitlt: interrupted; nothing was written\n"
     assert (output / "metrics.json").read_bytes() == former
     assert sorted(file.name for file in tmp_path.iterdir()) == ["data", "evaluation"]

@@ -29,7 +29,7 @@ from deitlt.commands.model_choice import add_model, find_bundle, open_model
 from deitlt.errors import DeitLTError, ImageError, UsageError
 from deitlt.files import write_json
 from deitlt.prediction import Options, Prediction
-from deitlt.program import OK, SOME_FAILED, Terminated, sigterm_raises
+from deitlt.program import OK, SOME_FAILED, Terminated
 
 Results = Generator[tuple[Source, Prediction | ImageError], None, None]
 
@@ -160,8 +160,7 @@ def run(arguments: argparse.Namespace) -> int:
         fingerprint=_fingerprint(arguments, engine, layout),
         overwrite=arguments.overwrite,
     )
-    with sigterm_raises():
-        return _Run(arguments, engine, output).run(sources)
+    return _Run(arguments, engine, output).run(sources)
 
 
 class _Run:
