@@ -1,8 +1,10 @@
 """`deitlt predict` stopped by the disk, a signal or another run: one line, nothing is lost."""
 
 import errno
+import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from deitlt.batch.decode_worker import READY
 from deitlt.batch.file_lock import FolderLock
 from deitlt.classifier import Classifier
 from deitlt.cli import main
 from deitlt.errors import UsageError
+from deitlt.preprocess import PreprocessSpec
 from tests.bundle_support import DIGITS
 from tests.disk_support import largest_file
 from tests.predict_support import FORMATS, BreakOff, Ended, file_names, predict, read_rows
+from tests.test_architecture import ROOT
 
 TIMEOUT_S = 60  # only ever waited for where a test fails
 NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
@@ -237,3 +242,19 @@ def test_a_signal_is_one_line_and_the_same_command_goes_on(
     assert record["status"] == "finished"
     assert record["num_images"] == 4
     assert record["bundle"]["version"] == classifier.bundle.version
+
+
+def test_a_decoding_process_whose_parent_is_gone_ends_without_a_word() -> None:
+    command = [sys.executable, "-m", "deitlt.batch.decode_worker"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        assert worker.stderr is not None
+        assert worker.stdout.read(len(READY)) == READY
+        worker.stdout.close()
+        pickle.dump((PreprocessSpec(img_size=16), 100), worker.stdin)
+        pickle.dump([io.BytesIO(b"no image")], worker.stdin)
+        worker.stdin.close()
+        assert worker.stderr.read() == b""
+    assert worker.returncode == 0

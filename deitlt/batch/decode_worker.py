@@ -45,12 +45,12 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
     warnings.filterwarnings("ignore", module=r"PIL\.")
     # Whatever a library may print goes to standard error, not among the pixels.
-    with os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)
-        try:
+    try:
+        with os.fdopen(os.dup(1), "wb") as answers:  # which writes the rest when it is closed
+            os.dup2(2, 1)
             return _serve(sys.stdin.buffer, answers)
-        except BrokenPipeError:  # the parent is gone
-            return 0
+    except BrokenPipeError:  # the parent is gone
+        return 0
 
 
 def _serve(requests: BinaryIO, answers: BinaryIO) -> int:
