@@ -127,7 +127,8 @@ def test_it_is_counted_under_its_own_route(http: httpx.Client) -> None:
     def counted() -> tuple[float, float]:
         lines = dict(line.rsplit(" ", 1) for line in http.get("/metrics").text.splitlines())
         request = 'deitlt_requests_total{route="/v1/explain",status="200"}'
-        return float(lines.get(request, 0)), float(lines["deitlt_inference_seconds_count"])
+        images = 'deitlt_inference_seconds_count{model="digits"}'
+        return float(lines.get(request, 0)), float(lines.get(images, 0))
 
     before = counted()
     assert http.post(EXPLAIN, files=as_files(picture(1), picture(2))).status_code == 200

@@ -32,6 +32,7 @@ from tests.service_support import (
     without_envelope,
 )
 
+MODEL = ("model", "digits")
 Counts = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -210,8 +211,9 @@ def test_counters_count() -> None:
     assert seen["deitlt_requests_total", (("route", "unmatched"), ("status", "404"))] == 5
     assert seen["deitlt_refused_total", (("code", "unsupported_image"),)] == 2
     assert seen["deitlt_refused_total", (("code", "not_found"),)] == 5
-    for stage in ("queue_wait", "decode", "inference"):
-        assert seen[f"deitlt_{stage}_seconds_count", ()] == 7
+    labels: tuple[tuple[str, str], ...]
+    for stage, labels in (("queue_wait", ()), ("decode", ()), ("inference", (MODEL,))):
+        assert seen[f"deitlt_{stage}_seconds_count", labels] == 7
     assert seen["deitlt_images_per_request_sum", ()] == 9
     assert seen["deitlt_queue_waiting", ()] == 0
     assert seen["deitlt_bundles_refused", ()] == 0
@@ -222,7 +224,7 @@ def test_counters_count() -> None:
     assert unlike, "pictures on which the experts differ make this test worth its name"
     version = answers[0]["model"]["version"]
     for group in ("head", "mid", "tail"):
-        labels = (("group", group), ("model", "digits"), ("version", version))
+        labels = (("group", group), MODEL, ("version", version))
         wanted = sum(a["group"] == group for a in unlike)
         assert seen.get(("deitlt_expert_disagreements_total", labels), 0) == wanted
     assert not any("scan" in str(labels) for _, labels in seen)
