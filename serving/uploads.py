@@ -93,7 +93,7 @@ def from_base64(text: str, what: str) -> bytes:
             text.partition(",")[2] if text.startswith("data:") else text, validate=True
         )
     except ValueError as error:
-        raise UsageError(f"{what} is not base64") from error
+        raise UsageError(f"{what} is not base64 in one line") from error
 
 
 async def _read_form(request: Request, max_files: int) -> list[bytes | ImageError]:
@@ -157,7 +157,8 @@ class _Form:
     def _end_headers(self) -> None:
         if not self._is_file:
             raise UsageError(
-                "the form has a part that is not a file; options belong in the query string"
+                "the form has a part that is not a file; send files (curl -F image=@photo.png) and "
+                "options in the query string"
             )
         if len(self.files) == self.max_files:
             raise _too_many(self.max_files)

@@ -77,7 +77,7 @@ def test_several_in_json_are_a_list_and_a_bad_one_fails_alone(client: TestClient
     results = client.post(CLASSIFY, json=body).json()["results"]
     assert results[1]["error"]["code"] == "unsupported_image"
     assert results[3]["error"]["code"] == "decode_failed"
-    assert results[3]["error"]["message"] == "image 4 is not base64"
+    assert results[3]["error"]["message"] == "image 4 is not base64 in one line"
     files = client.post(CLASSIFY, files=as_files(picture(1), picture(2))).json()["results"]
     assert [results[0]["top_k"], results[2]["top_k"]] == [file["top_k"] for file in files]
 

@@ -47,7 +47,7 @@ def test_an_empty_body_is_400(client: TestClient) -> None:
         (FILE_PART + b"data\r\n--B\r\n", MULTIPART["Content-Type"], "closing boundary"),
         (b"--B--\r\n", MULTIPART["Content-Type"], "no file"),
         (b"", MULTIPART["Content-Type"], "closing boundary"),
-        (b"--B\r\n\r\ndata\r\n--B--", MULTIPART["Content-Type"], "not a file"),
+        (b"--B\r\n\r\ndata\r\n--B--", MULTIPART["Content-Type"], "image=@"),
         (FILE_PART + b"data\r\n--B\r\n\r\ndata\r\n--B--", MULTIPART["Content-Type"], "not a file"),
     ],
 )
