@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -224,7 +225,10 @@ def _stamp(path: Path) -> Stamp:
 
 def _stamps(path: Path) -> dict[str, Stamp]:
     """The same of every file under a folder: a copy may bring the manifest before the others."""
-    return {str(file): _stamp_of(file) for file in sorted(path.rglob("*"))}
+    files: list[Path] = []
+    with suppress(OSError):  # it is just being replaced, or its file server does not answer
+        files = sorted(path.rglob("*"))
+    return {str(file): _stamp_of(file) for file in files}
 
 
 def _stamp_of(file: Path) -> Stamp:

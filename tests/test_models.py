@@ -1,5 +1,6 @@
 """Bundles that are written again while they are served: taken over whole, or not at all."""
 
+import errno
 import gc
 import logging
 import shutil
@@ -97,6 +98,9 @@ def test_a_damaged_new_bundle_leaves_the_old_one(
     shutil.rmtree(served)
     assert models.refresh() == []
     assert models.default is old
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rglob", Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
+        assert models.refresh() == [], "and the watching thread lives on"
     make_bundle(served, name="c")
     assert [model.name for model in models.refresh()] == ["c"]
 
