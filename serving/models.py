@@ -6,6 +6,7 @@ submitted to, so no request is dropped; a new bundle that is damaged leaves the 
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -200,7 +201,8 @@ class Models:
 
     def _warm(self, path: Path) -> Model:
         stamp = _stamp(path)  # before it is read: a change in between is seen the next time
-        classifier = self._load(path)
+        # Where a link leads now: all of a model comes from there, though the link may be moved.
+        classifier = self._load(Path(os.path.realpath(path)))
         explainer = self._load_explainer(classifier.bundle)
         picture = BytesIO()
         Image.new("RGB", (32, 32)).save(picture, "PNG")

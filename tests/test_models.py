@@ -13,11 +13,12 @@ from unittest.mock import Mock
 
 import pytest
 
-from deitlt.bundle import MODEL
+from deitlt.bundle import MODEL, open_bundle
 from deitlt.classifier import Classifier, load
 from deitlt.engine import Engine
 from deitlt.errors import BundleError, UnknownModel, UsageError
 from deitlt.prediction import Prediction
+from deitlt.runtimes import open_runtime
 from serving.backend import Backend
 from serving.models import Models
 from serving.settings import Settings
@@ -156,6 +157,23 @@ def test_folders_may_change_places(
     point(previous, "b")
     assert [model.name for model in models.refresh()] == ["a", "b"]
     assert [model.name for model in models.all()] == ["a", "b", "d"]
+
+
+def test_a_model_is_of_one_bundle_though_a_link_is_moved_meanwhile(
+    tmp_path: Path, make_bundle: Callable[..., Path]
+) -> None:
+    bundle, link = make_bundle(tmp_path / "a", name="a"), tmp_path / "current"
+    link.symlink_to(bundle)
+
+    def load_and_move(path: Path) -> Classifier:
+        found = open_bundle(path)
+        link.unlink()
+        link.symlink_to(tmp_path)  # which holds another one, or as here none
+        return Classifier(found, open_runtime(found, device="cpu", num_threads=1))
+
+    models = Models([link], load_and_move)
+    assert models.default.version == open_bundle(bundle).version
+    assert models.default.path == link  # looked at again as it was given
 
 
 def test_a_change_while_a_bundle_is_read_is_seen_the_next_time(
