@@ -22,8 +22,8 @@ from deitlt.preprocess import PreprocessSpec
 from tests.bundle_support import DIGITS
 from tests.disk_support import largest_file
 from tests.predict_support import FORMATS, BreakOff, Ended, file_names, predict, read_rows
-from tests.test_architecture import ROOT
 
+ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 60  # only ever waited for where a test fails
 NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
 
