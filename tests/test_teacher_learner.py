@@ -104,10 +104,13 @@ def test_its_steps_are_those_of_the_recipe(sam_batch_norm: Literal["first", "bot
                 v.mul_(0.8).add_(part + 0.01 * start)
                 w.copy_(start - rate * v)
         assert found == pytest.approx(2 * loss, rel=1e-3)
-    for name, value in learner.method.classifier.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
-            right = network.state_dict()[name]
-            torch.testing.assert_close(value, right, rtol=1e-3, atol=1e-4, msg=name)
+        state = learner.method.classifier.state_dict()
+        for name, value in state.items():
+            if not name.endswith("num_batches_tracked"):
+                right = network.state_dict()[name]
+                torch.testing.assert_close(value, right, rtol=1e-3, atol=1e-4, msg=name)
+        # So few images make much of the last bits, which depend on processor and threads.
+        network.load_state_dict(state)
 
 
 def test_paco_remembers_each_micro_batch_and_follows_once_a_step() -> None:
