@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from deitlt.labelled import LabelledImages, read_labelled
 from deitlt.student import DeiTLT
-from tests.distillation_support import COUNTS, Case
+from tests.distillation_support import COUNTS, CPU, Case
 
 Tree = Callable[[Path, Mapping[str, int]], Path]
 
@@ -219,6 +219,17 @@ def test_an_incomplete_last_step_keeps_the_divisor_of_a_whole_one(images: Labell
     reference = dict(case.before.named_parameters())
     for name, gradient in case.gradients().items():
         torch.testing.assert_close(gradient, reference[name].grad, rtol=1e-3, atol=1e-5)
+
+
+def test_the_gradient_of_one_of_two_processes_counts_twice(images: LabelledImages) -> None:
+    """DistributedDataParallel takes the mean of both; AdamW, blind to scale, would not notice."""
+    alone, shared = Case(images), Case(images)
+    shared.learner.world = replace(CPU, size=2)
+    alone.step()
+    shared.step()
+    gradients = alone.gradients()
+    for name, gradient in shared.gradients().items():
+        torch.testing.assert_close(gradient, 2 * gradients[name], rtol=1e-3, atol=1e-6)
 
 
 def test_the_rate_of_a_step_is_that_of_its_fraction_of_the_epoch(images: LabelledImages) -> None:
