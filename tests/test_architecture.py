@@ -1,6 +1,7 @@
 """The rules of the layout as tests; each checker is also shown a violation it must find."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.checkout_support import BLOCKER, ROOT
+
 PROGRAMS = ("training", "export", "serving")
 ROOMS = ("deitlt", *PROGRAMS)
 # A serving machine has none of these, or should not have to load them to classify an image.
@@ -25,22 +27,6 @@ TAKEN_NAMES = {
     *("torch", "torchvision", "tqdm", "triton", "tritonclient", "tyro", "uvicorn", "uvloop"),
 }
 EMPTY_NAMES = {"common", "helper", "helpers", "misc", "util", "utils"}
-
-BLOCKER = """
-import importlib, sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {heavy!r}:
-            raise ImportError(f"{{name}} is not installed here")
-
-sys.meta_path.insert(0, Blocked())
-for module in {modules!r}:
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        sys.exit(f"{{module}}: {{error}}")
-"""
 
 
 def sources(root: Path, *rooms: str) -> Iterator[Path]:
@@ -96,6 +82,17 @@ def wrong_names(root: Path) -> list[str]:
 def long_files(root: Path) -> list[str]:
     files = sources(root, *ROOMS, "tests")
     return [f.name for f in files if len(f.read_text(encoding="utf-8").splitlines()) > MAX_LINES]
+
+
+def imports_of_tests(root: Path) -> list[str]:
+    """Lines that take something from a module of tests; what tests share is in a `*_support`."""
+    wanted = re.compile(r"\s*(from|import) tests\.test_")
+    return [
+        f"{file.name}: {line}"
+        for file in sources(root, "tests")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if wanted.match(line)
+    ]
 
 
 def import_without_heavy(modules: list[str]) -> str:
@@ -191,6 +188,17 @@ def test_programs_and_tests_are_no_traps_for_imports() -> None:
     # tests/training/__init__.py would stand in for the real training package.
     assert not list((ROOT / "tests").rglob("__init__.py"))
     assert not list(ROOT.glob("tests/*/**/*.py"))
+
+
+def test_tests_take_nothing_from_other_tests() -> None:
+    assert imports_of_tests(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["from tests.test_b import c", "def f():\n    import tests.test_b"]
+)
+def test_a_planted_import_of_tests_is_found(line: str, tmp_path: Path) -> None:
+    assert len(imports_of_tests(plant(tmp_path, "tests/test_a.py", line))) == 1
 
 
 def test_the_tests_of_a_file_share_a_process(request: pytest.FixtureRequest) -> None:

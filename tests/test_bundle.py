@@ -4,10 +4,8 @@ import errno
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,7 @@ from deitlt.bundle import (
 from deitlt.cli import main
 from deitlt.errors import BundleError, UsageError
 from deitlt.golden import check_golden
-from tests.bundle_support import DIGITS
-
-Fill = Callable[[Path], dict[str, Any]]
-FILES = ["README.md", "golden.npz", "metrics.json", "model.onnx", "per_class.csv"]
+from tests.bundle_support import DIGITS, FILES, copy_of
 
 
 def refusal(path: Path) -> str:
@@ -44,18 +39,6 @@ def flip(path: Path, position: int, bits: int = 1) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= bits
     path.write_bytes(bytes(data))
-
-
-def copy_of(source: Path) -> Fill:
-    """A `fill` that writes what a bundle at `source` holds."""
-
-    def fill(folder: Path) -> dict[str, Any]:
-        for name in FILES:
-            shutil.copy(source / name, folder)
-        manifest: dict[str, Any] = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
-        return {k: v for k, v in manifest.items() if k not in ("schema_version", "files", "sha256")}
-
-    return fill
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ import pytest
 
 from deitlt.bundle import open_bundle, write_bundle
 from deitlt.errors import BundleError
-from tests.bundle_support import DIGITS
-from tests.test_architecture import ROOT
-from tests.test_bundle import copy_of
+from tests.bundle_support import DIGITS, copy_of
+from tests.checkout_support import ROOT
 
 # Writes a copy of the digits bundle, with another card, and kills itself before the N-th change
 # to the file system; exits with 0 if there are fewer.
@@ -20,8 +19,7 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 from deitlt.bundle import write_bundle
-from tests.bundle_support import DIGITS
-from tests.test_bundle import copy_of
+from tests.bundle_support import DIGITS, copy_of
 
 output, overwrite, left = Path(sys.argv[1]), sys.argv[2] == "True", int(sys.argv[3])
 CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"}

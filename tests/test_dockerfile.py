@@ -13,8 +13,8 @@ import pytest
 
 from deitlt.classifier import load
 from tests.dockerfile_support import Machine, exec_form, read_stages
+from tests.serve_support import wait_until_ready
 from tests.service_support import CLASSIFY, PATIENCE_S, picture, plain, without_envelope
-from tests.test_serve import wait_until_ready
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 STAGES = read_stages((CHECKOUT / "Dockerfile").read_text(encoding="utf-8"))

@@ -19,8 +19,8 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from tests.serve_support import serving
 from tests.service_support import CLASSIFY, PATIENCE_S, error_of, picture
-from tests.test_serve import serving
 
 SDK = "/sdk/classify"
 # Answers of 8 kB, for more than the 4 MB that Linux buffers for a socket.

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from deitlt.bundle import open_bundle
 from deitlt.student import PlainViT, StudentConfig, load_student
 from deitlt.weights import load_tensors, save_tensors
+from tests.checkout_support import ROOT
 from tests.export_support import STUDENT, card_of, export, save_student
-from tests.test_architecture import ROOT
 
 # Writing more than so many bytes into a file fails in this process, as on a full disk.
 LIMITED = """

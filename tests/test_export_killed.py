@@ -11,8 +11,8 @@ import pytest
 
 from deitlt.bundle import open_bundle, write_bundle
 from deitlt.files import new_folder, restore_stranded
-from tests.test_architecture import ROOT
-from tests.test_bundle import copy_of
+from tests.bundle_support import copy_of
+from tests.checkout_support import ROOT
 
 # `export.to_bundle` that says when it comes to a place, and waits there to be killed.
 STOPPED = """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from export.gate import judge
-from tests.test_gate import COUNTS, LABELS, group, judge_int8, one_hot, spread, wrong
+from tests.gate_support import COUNTS, LABELS, group, judge_int8, one_hot, spread, wrong
 
 
 def test_a_loss_over_the_limit_is_refused_overall_though_it_may_be_chance() -> None:

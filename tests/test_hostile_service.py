@@ -28,6 +28,7 @@ from tests.bundle_support import DIGITS
 from tests.hostile_pictures import Hostile
 from tests.hostile_support import hostile_images
 from tests.kserve_support import INFER
+from tests.serve_support import serving
 from tests.service_support import (
     CLASSIFY,
     PATIENCE_S,
@@ -37,7 +38,6 @@ from tests.service_support import (
     plain,
     without_envelope,
 )
-from tests.test_serve import serving
 
 MAX_PIXELS = 4_000_000
 MAX_BYTES = 8 * 2**20

@@ -16,8 +16,8 @@ from tests import null_gpu_support
 from tests.bundle_support import DIGITS
 from tests.null_gpu_support import run
 from tests.predict_support import read_rows
+from tests.serve_support import serving
 from tests.service_support import CLASSIFY, PATIENCE_S, picture
-from tests.test_serve import serving
 
 Environ = dict[str, Any]
 NUM_IMAGES = 300

@@ -6,17 +6,16 @@ kernels compute is not tested here.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from deitlt.labelled import LabelledImages
-from deitlt.student import DeiTLT, PlainViT, build_student
+from deitlt.student import DeiTLT, PlainViT
 from deitlt.weights import load_tensors
 from tests.fake_gpu_support import GPU, Watch, fake_gpu
+from tests.learner_support import SMALL, feed_of, student_learner, tiny, transformer
 from training.analysis.attention import experts, walk
 from training.analysis.attention_distance import mean_attention_distance
 from training.analysis.gallery import rollout_maps
@@ -40,8 +39,6 @@ from training.teachers.labelling import Teacher
 from training.teachers.learner import TeacherLearner, build_method
 
 CPU = torch.device("cpu")
-SMALL: dict[str, Any] = {"img_size": 32, "batch_size": 16, "micro_batch_size": 8}
-PICO: dict[str, Any] = {"size": "pico", "patch_size": 8, **SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -76,48 +73,6 @@ def student_on(recipe: StudentRecipe, synthetic: SyntheticSet, watch: Watch, tea
                student: DeiTLT | PlainViT) -> OnGPU:  # fmt: skip
     learner = student_learner(recipe, synthetic, teacher, student, GPU)
     return OnGPU(learner, learner.feed, watch)
-
-
-def student_learner(
-    recipe: StudentRecipe,
-    synthetic: SyntheticSet,
-    teacher: Teacher,
-    student: DeiTLT | PlainViT,
-    device: torch.device,
-) -> StudentLearner:
-    images, views = synthetic.images, [student_view(recipe)]
-    return StudentLearner(
-        recipe,
-        student.to(device),
-        teacher.to(device) if recipe.distilled else None,
-        feed_of(recipe, images, views, device, sampling=recipe.sampling),
-        images.counts(),
-        World(device),
-        compiled=False,
-    )
-
-
-def feed_of(recipe: StudentRecipe | TeacherRecipe, images: LabelledImages, views: list[RandomView],
-            device: torch.device = GPU, **options: Any) -> Feed:  # fmt: skip
-    return Feed(
-        images,
-        views,
-        World(device),
-        batch_size=recipe.batch_size,
-        micro_batch_size=recipe.micro_batch_size,
-        seed=0,
-        **options,
-    )
-
-
-def transformer(recipe: StudentRecipe) -> DeiTLT | PlainViT:
-    return build_student(recipe.shape(10))
-
-
-def tiny(name: str, **fields: Any) -> StudentRecipe:
-    recipe = STUDENTS[name]()
-    drw = 1 if recipe.drw_epoch < recipe.epochs else recipe.epochs
-    return replace(recipe, drw_epoch=drw, **PICO, **fields)
 
 
 # Those of the recipes that differ in more than numbers, and options that no recipe has.
@@ -158,7 +113,7 @@ def test_a_teacher_takes_steps_that_never_wait(name: str, synthetic: SyntheticSe
     method = build_method(recipe, synthetic.images.counts(), 10)
     with fake_gpu() as watch:
         views = teacher_views(recipe)
-        feed = feed_of(recipe, synthetic.images, views, companions=method.companions)
+        feed = feed_of(recipe, synthetic.images, views, GPU, companions=method.companions)
         learner = TeacherLearner(recipe, method, World(GPU), graphed=True)
         assert (learner._graph is not None) == (recipe.micro_batch_size is None)
         learner._graph = None  # there is nothing to capture it with

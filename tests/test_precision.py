@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from deitlt.labelled import LabelledImages, read_labelled
 from tests.distillation_support import COUNTS, Case
 from tests.fake_gpu_support import GPU, fake_gpu
-from tests.test_on_a_gpu import student_learner, tiny, transformer
+from tests.learner_support import student_learner, tiny, transformer
 from training.benchmark.images import SyntheticSet, make_cifar_like
 from training.benchmark.student import untrained_teacher
 from training.config import StudentRecipe

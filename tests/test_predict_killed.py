@@ -20,8 +20,8 @@ from deitlt.batch.output import Output
 from deitlt.batch.rows import Layout
 from deitlt.batch.sources import Source
 from deitlt.errors import DecodeFailed
+from tests.checkout_support import ROOT
 from tests.predict_support import read_rows
-from tests.test_architecture import ROOT
 
 NUM_KILLS = 20
 TIMEOUT_S = 120  # only ever waited for where a test fails

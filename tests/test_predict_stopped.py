@@ -20,10 +20,10 @@ from deitlt.cli import main
 from deitlt.errors import UsageError
 from deitlt.preprocess import PreprocessSpec
 from tests.bundle_support import DIGITS
+from tests.checkout_support import ROOT
 from tests.disk_support import largest_file
 from tests.predict_support import FORMATS, BreakOff, Ended, file_names, predict, read_rows
 
-ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 60  # only ever waited for where a test fails
 NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
 

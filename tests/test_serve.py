@@ -3,12 +3,8 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,6 +17,8 @@ from deitlt.classifier import Classifier
 from deitlt.errors import UsageError
 from serving.settings import Settings, misspelt
 from tests.bundle_support import DIGITS
+from tests.checkout_support import ROOT
+from tests.serve_support import serve_command, serve_environ, serving
 from tests.service_support import (
     CLASSIFY,
     LIMITS,
@@ -33,9 +31,6 @@ from tests.service_support import (
     wide_picture,
     without_envelope,
 )
-
-CHECKOUT = Path(__file__).resolve().parents[1]
-BENTOML = str(Path(sys.executable).with_name("bentoml"))
 
 
 def test_settings_have_defaults_that_an_empty_variable_keeps() -> None:
@@ -106,72 +101,9 @@ def test_a_misspelt_setting_is_told_of() -> None:
 
 def test_every_setting_has_a_variable_of_its_name() -> None:
     """What is told of is what is read: the README's table has each, and nothing else."""
-    table = re.findall(r"^\| `(DEITLT_\w+)` \|", (CHECKOUT / "README.md").read_text(), re.M)
+    table = re.findall(r"^\| `(DEITLT_\w+)` \|", (ROOT / "README.md").read_text(), re.M)
     assert list(misspelt(dict.fromkeys(table, ""))) == []
     assert len(table) == len(fields(Settings))
-
-
-SERVICE = "serving.service:LongTailClassifier"
-
-
-def serve_command(port: int, target: str = SERVICE) -> list[str]:
-    return [BENTOML, "serve", target, "--port", str(port)]
-
-
-def serve_environ(tmp_path: Path, **settings: str) -> dict[str, str]:
-    others = {name: value for name, value in os.environ.items() if not name.startswith("DEITLT_")}
-    ours = {"BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "True"}
-    return {**others, **ours, **LIMITS, **settings}
-
-
-@contextmanager
-def serving(
-    tmp_path: Path, *, target: str = SERVICE, cwd: Path = CHECKOUT, **settings: str
-) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A real server that is ready, and its port; asked to end at the end.
-
-    Not killed: its workers have sessions of their own and would stay.
-    """
-    log = tmp_path / "serve.log"
-    with ExitStack() as stack:
-        for attempts_left in (2, 1, 0):
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                port = probe.getsockname()[1]
-            process = subprocess.Popen(
-                [*serve_command(port, target), "--host", "127.0.0.1"],
-                cwd=cwd,
-                env=serve_environ(tmp_path, **settings),
-                stdout=stack.enter_context(log.open("wb")),
-                stderr=subprocess.STDOUT,
-            )
-            stack.callback(end, process)
-            try:
-                wait_until_ready(process, port, log)
-                break
-            except AssertionError as error:
-                # Another test's server was faster, at the port or at one that BentoML chose.
-                if not attempts_left or "Address already in use" not in str(error):
-                    raise
-        yield process, port
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-    process.wait(PATIENCE_S)
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    limit = time.monotonic() + PATIENCE_S
-    while time.monotonic() < limit:
-        assert process.poll() is None, log.read_text()
-        try:
-            ready = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=PATIENCE_S)
-            assert ready.status_code == 200, log.read_text()
-            return
-        except httpx.TransportError:
-            time.sleep(0.05)  # nothing tells that a port will be opened
-    pytest.fail(f"not ready in {PATIENCE_S} s\n{log.read_text()}")
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +163,7 @@ def test_a_wrong_start_is_one_line_and_a_status(tmp_path: Path, wrong: str) -> N
     }[wrong]
     result = subprocess.run(
         serve_command(0),
-        cwd=CHECKOUT,
+        cwd=ROOT,
         env=serve_environ(tmp_path, **settings),
         capture_output=True,
         text=True,

@@ -16,6 +16,7 @@ from bentoml.exceptions import BentoMLException
 
 from deitlt.bundle import open_bundle
 from deitlt.classifier import Classifier
+from tests.serve_support import serving
 from tests.service_support import (
     CLASSIFY,
     PATIENCE_S,
@@ -24,7 +25,6 @@ from tests.service_support import (
     plain,
     without_envelope,
 )
-from tests.test_serve import serving
 
 SDK = "/sdk/classify"
 KEY = {"X-API-Key": "sesame"}

@@ -16,8 +16,8 @@ from deitlt.classifier import Classifier
 from serving import to_bento
 from serving.settings import Settings
 from tests.bundle_support import DIGITS
+from tests.serve_support import serving
 from tests.service_support import CLASSIFY, PATIENCE_S, picture, plain, without_envelope
-from tests.test_serve import serving
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 NAME = "long_tail_classifier"

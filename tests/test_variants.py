@@ -28,6 +28,7 @@ from export.fuse import FusedStudent
 from export.parity import FusedRuntime
 from export.to_onnx import export_onnx
 from export.variants import OPTIONAL, VARIANTS
+from tests.checkout_support import BLOCKER, ROOT
 from tests.export_support import (
     export,
     fit_heads,
@@ -37,7 +38,6 @@ from tests.export_support import (
     pixels_of,
     save_student,
 )
-from tests.test_architecture import BLOCKER, ROOT
 
 ALONE = """
 import io, json, sys
