@@ -192,7 +192,7 @@ def test_a_student_is_scored_on_a_gpu(name: str, synthetic: SyntheticSet) -> Non
     with fake_gpu(), torch.inference_mode():
         student.to(GPU)
         for batch in EvaluationImages(synthetic.images, recipe.preprocess(), GPU):
-            for logits in _answer(student, batch):
+            for logits in _answer(student, batch, recipe.bf16):
                 assert (logits.device, logits.dtype) == (GPU, torch.float32)
                 assert logits.shape == (len(batch), 10)
 

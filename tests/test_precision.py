@@ -17,6 +17,7 @@ from tests.learner_support import student_learner, tiny, transformer
 from training.benchmark.images import SyntheticSet, make_cifar_like
 from training.benchmark.student import untrained_teacher
 from training.config import StudentRecipe
+from training.scoring import _answer
 from training.students.distillation import Distillation
 
 CPU = torch.device("cpu")
@@ -43,6 +44,22 @@ def test_products_alone_are_in_bfloat16(
     for part in ("student LayerNorm", "student head", "student head_dist", "teacher linear"):
         assert types[part] == SINGLE
     assert types["cls logits"] == types["dist logits"] == SINGLE
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "products"),
+    [(GPU, None, LOW), (GPU, False, SINGLE), (CPU, None, SINGLE), (CPU, True, SINGLE)],
+)
+def test_a_student_is_judged_in_what_it_was_trained_in_on_a_gpu(
+    device: torch.device, bf16: bool | None, products: set[torch.dtype]
+) -> None:
+    student = transformer(tiny("cifar")).eval()
+    types: Types = {}
+    student.blocks[0].mlp.fc1.register_forward_hook(noting(types, "product"))
+    student.head.register_forward_hook(noting(types, "head"))
+    with fake_gpu() if device == GPU else nullcontext(), torch.inference_mode():
+        _answer(student.to(device), torch.zeros(2, 3, 32, 32, device=device), bf16)
+    assert types == {"product": products, "head": SINGLE}
 
 
 def types_of_a_step(recipe: StudentRecipe, synthetic: SyntheticSet, device: torch.device) -> Types:

@@ -92,7 +92,7 @@ class Recipe:
     cutmix: float = 1.0
     """CutMix's alpha where images are mixed; 0 turns it off."""
     label_smoothing: float = 0.1
-    """Smoothing of labels where images are mixed."""
+    """Smoothing of labels, also where mixing is off; none in a DRW phase without mixing."""
     seed: int = 0
     """Seed of weights, order, augmentation and stochastic depth."""
     checkpoint_epochs: int = 1
@@ -280,14 +280,14 @@ class StudentRecipe(Recipe):
     """Learning rate at the start of the warm-up."""
     ema_decay: float = 0.0
     """Decay a step of averaged weights, which are evaluated and selected if better, or without
-    held-out images always; 0 has none."""
+    held-out images always; 0 has none. The official code keeps some (0.99996) and never looks."""
     at_once: int = 1
     """Micro-batches a forward pass, each mixed and weighted by itself all the same. More keep a GPU
     busy with a small student, and take as much more memory."""
     bf16: bool | None = None
     """Transformer and teacher multiply in bfloat16; the rest stays in float32. By default on a GPU
     alone; a CPU with instructions for it (AVX512-BF16, AMX) trains twice as fast with it, others
-    more slowly."""
+    more slowly. A student is judged so on a GPU too, on a CPU always in float32."""
     retrain_heads: bool = False
     """Start heads anew and train them alone, on the weights given by --init (cRT)."""
 

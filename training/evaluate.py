@@ -115,7 +115,7 @@ def _load(run: Path, device: torch.device) -> tuple[Card, Any]:
         raise CheckpointError(f"{run}: there is no such run folder")
     student, card = load_transformer(run)
     student.to(device)
-    return card, lambda images: student_logits(student, images)
+    return card, lambda images: student_logits(student, images, bf16=card.recipe.get("bf16"))
 
 
 if __name__ == "__main__":

@@ -20,13 +20,20 @@ BLENDS = tuple(step / 20 for step in range(21))
 
 
 @torch.inference_mode()
-def student_logits(model: DeiTLT | PlainViT, images: Iterable[Tensor]) -> HeadLogits:
+def student_logits(
+    model: DeiTLT | PlainViT, images: Iterable[Tensor], *, bf16: bool | None = None
+) -> HeadLogits:
     """Logits `(N, C)` of the average and of both experts, or of a plain transformer's one head.
 
     Leaves the model in eval mode.
+
+    Args:
+        model: on the device of the images.
+        images: normalised batches.
+        bf16: of the student's recipe; False keeps a GPU, too, in single precision.
     """
     model.eval()
-    parts = [_answer(model, batch) for batch in images]
+    parts = [_answer(model, batch, bf16) for batch in images]
     heads = [torch.cat(head) for head in zip(*parts, strict=True)]
     named = {"cls": heads[0]}
     if len(heads) == 2:
@@ -41,10 +48,10 @@ def teacher_logits(model: nn.Module, images: Iterable[Tensor]) -> HeadLogits:
     return {"teacher": torch.cat([model(batch) for batch in images]).float().cpu().numpy()}
 
 
-def _answer(model: DeiTLT | PlainViT, batch: Tensor) -> list[Tensor]:
-    """What a student gives; on a GPU its transformer in bf16, as it was trained."""
+def _answer(model: DeiTLT | PlainViT, batch: Tensor, bf16: bool | None) -> list[Tensor]:
+    """What a student gives; on a GPU its transformer in bf16, unless it was trained without."""
     device = batch.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and bf16 is not False):
         tokens = model.tokens(batch)
     return exact_logits(model, tokens)
 

@@ -187,9 +187,10 @@ def _initial(command: StudentCommand, classes: list[str]) -> DeiTLT | PlainViT:
 
 
 def _logits(learner: StudentLearner, images: Any) -> HeadLogits:
-    logits = student_logits(learner.student, images)
+    bf16 = learner.recipe.bf16
+    logits = student_logits(learner.student, images, bf16=bf16)
     if learner.ema is not None:
-        averaged = student_logits(learner.ema.student, images)
+        averaged = student_logits(learner.ema.student, images, bf16=bf16)
         logits["ema"] = averaged["average" if "average" in averaged else "cls"]
     return logits
 

@@ -74,6 +74,8 @@ def _of_student(recipe: StudentRecipe) -> Iterator[Rule]:
     gamma = bool(losses & {"cb_focal", "vs"})
     yield ("loss_gamma",), gamma, "without a loss cb_focal or vs"
     yield ("max_margin",), "ldam" in losses, "without a loss ldam"
+    smoothed = {recipe.cls_loss, recipe.drw_cls_loss or recipe.cls_loss} != {"bce"}
+    yield ("label_smoothing",), smoothed, "with --cls-loss bce"
     in_drw = ("drw_cls_loss", "drw_on_cls", "mix_in_drw", "drw_beta")
     yield in_drw, recipe.drw_epoch < recipe.epochs, "without deferred re-weighting (--drw-epoch)"
 

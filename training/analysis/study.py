@@ -104,7 +104,7 @@ def study(
     model, card = load_run(run)
     model.to(device)
     source = ReadableImages(images.paths, card.preprocess, device, f"{name}: answers")
-    answers = answer(model, source.with_progress())
+    answers = answer(model, source.with_progress(), bf16=card.recipe.get("bf16"))
     judged = images.subset(np.array(source.read))
     predicted = (answers["average"] if "average" in answers else answers["cls"]).classes
     return Study(
@@ -136,14 +136,16 @@ class Answers(NamedTuple):
     confidence: NDArray[np.float64]
 
 
-def answer(model: Transformer, batches: Iterable[Tensor]) -> dict[str, Answers]:
+def answer(
+    model: Transformer, batches: Iterable[Tensor], *, bf16: bool | None = None
+) -> dict[str, Answers]:
     """The answers of each head to batches `(B, 3, S, S)`, at least one.
 
     Scores are held for a batch at a time: thousands of classes times all images would fill memory.
     """
     parts: dict[str, list[Answers]] = {}
     for batch in batches:
-        for head, logits in student_logits(model, [batch]).items():
+        for head, logits in student_logits(model, [batch], bf16=bf16).items():
             said = Answers(logits.argmax(axis=1), softmax(logits).max(axis=1))
             parts.setdefault(head, []).append(said)
     return {
