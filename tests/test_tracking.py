@@ -141,9 +141,12 @@ def test_a_full_disk_costs_the_curves_and_not_the_run(
 
     with Curves(tmp_path, 0) as curves:
         curves.add({**ROW, "epoch": 1})
+        writer = curves._writer
         monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.flush", full)
         for epoch in (2, 3):
             curves.add({**ROW, "epoch": epoch})
+    monkeypatch.undo()
+    writer.close()  # its thread, which of a really full disk would have ended
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"warning: {tmp_path}: no more curves (No space left on device)"
     assert curves_in(tmp_path)["training/loss"][0][0] == 1
