@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.augmentation.crops import PaddedCrop, ResizedCrop
+from training.augmentation.crops import PaddedCrop, ResizedCrop, erased_boxes
 from training.augmentation.policies import (
     AutoAugmentCifar10,
     ColorJitter,
@@ -83,3 +83,9 @@ def test_augmentation_can_be_switched_off() -> None:
     out = view.apply(pixels, view.draw(np.random.default_rng(0), 2))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (plain.mean, plain.std))
     torch.testing.assert_close(out, (pixels / 255 - mean) / std, atol=1e-6, rtol=1e-5)
+
+
+def test_erased_rectangles_lie_anywhere_up_to_both_borders() -> None:
+    boxes = erased_boxes(np.random.default_rng(0), 2000, 16, 1.0)
+    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    assert (start.min(axis=0).tolist(), end.max(axis=0).tolist()) == ([0, 0], [16, 16])

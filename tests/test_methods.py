@@ -101,6 +101,14 @@ def test_cross_entropy_takes_mixed_and_smoothed_targets() -> None:
     torch.testing.assert_close(method(*batch, second_pass=True), expected)
 
 
+def test_labels_are_smoothed_without_mixing_too() -> None:
+    method = CrossEntropyMethod(COUNTS, LINEAR, drw_epoch=9, label_smoothing=0.2)
+    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 3, 1, 2])
+    batch = method.batch([images], labels, np.random.default_rng(0))
+    assert batch[0] is images
+    torch.testing.assert_close(batch[1], 0.8 * torch.eye(4)[labels] + 0.05)
+
+
 def test_without_mixing_and_smoothing_labels_stay_hard() -> None:
     method = CrossEntropyMethod(COUNTS, LINEAR, drw_epoch=9)
     images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 3, 1, 2])

@@ -169,6 +169,14 @@ def test_cosines_keep_their_digits_under_autocast() -> None:
     assert torch.equal(cosines, classifier(features))
 
 
+def test_a_linear_classifier_keeps_its_digits_under_autocast() -> None:
+    torch.manual_seed(0)
+    network, images = ResNet32(10, "linear").eval(), torch.randn(4, 3, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features, logits = network.features(images), network(images)
+    assert torch.equal(logits, network.linear(features.float()))
+
+
 @pytest.mark.parametrize(
     ("architecture", "recipe", "scale"),
     [
